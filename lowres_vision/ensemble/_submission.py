@@ -1,0 +1,103 @@
+"""Write a contest submission, checked against the organisers' sample."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+def write_submission(
+    path: str | os.PathLike[str],
+    predictions: npt.ArrayLike,
+    *,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    sample: str | os.PathLike[str] | None = None,
+) -> Path:
+    r"""Write predictions as a CSV of ids and class names.
+
+    Args:
+        path: File to write; it appears whole or not at all.
+        predictions: ``(N, K)`` probabilities, or ``(N,)`` class indices.
+        ids: ``(N,)`` id of each prediction.
+        classes: ``(K,)`` class names by index.
+        sample: The contest's sample submission. Its first two columns name the header, its ids
+            set the order, and its class names must be among ``classes``.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: If counts or shapes do not fit, an id repeats, is missing from or unknown to
+            the sample, or the sample has a class that ``classes`` lacks.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "submission.csv"
+        >>> write_submission(file, [[0.2, 0.8]], ids=["a"], classes=["Tit", "Finch"]).read_text()
+        'id,label\na,Finch\n'
+    """
+    indices = _class_indices(predictions, len(ids), len(classes))
+    repeated = [name for name, times in Counter(ids).items() if times > 1]
+    if repeated:
+        raise ValueError(f"`ids` must be unique, {_listed(repeated)} stand more than once")
+    names = dict(zip(ids, (classes[index] for index in indices), strict=True))
+    header, order = ["id", "label"], list(ids)
+    if sample is not None:
+        header, order = _read_sample(Path(sample), names, classes)
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows((name, names[name]) for name in order)
+    partial.replace(path)
+    return path
+
+
+def _class_indices(predictions: npt.ArrayLike, rows: int, classes: int) -> npt.NDArray[np.int64]:
+    values = np.asarray(predictions)
+    if values.shape == (rows, classes):
+        if not np.isfinite(values).all():
+            raise ValueError("`predictions` must be finite, found NaN or inf")
+        return np.asarray(values.argmax(axis=1), dtype=np.int64)
+    if values.shape == (rows,) and np.issubdtype(values.dtype, np.integer):
+        if rows and not 0 <= values.min() <= values.max() < classes:
+            raise ValueError(
+                f"`predictions` must be class indices in 0..{classes - 1}, "
+                f"got {values.min()}..{values.max()}"
+            )
+        return values.astype(np.int64)
+    raise ValueError(
+        f"`predictions` must be ({rows}, {classes}) probabilities or ({rows},) class indices, "
+        f"one per id, got {values.dtype} of shape {values.shape}"
+    )
+
+
+def _read_sample(
+    sample: Path, names: dict[str, str], classes: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the sample's two column names and its ids, after checking them."""
+    with sample.open(newline="", encoding="utf-8-sig") as file:
+        header, *rows = [row for row in csv.reader(file) if row]
+    if len(header) < 2 or any(len(row) < 2 for row in rows):
+        raise ValueError(f"{sample} must have two columns, an id and a class")
+    order = [row[0] for row in rows]
+    if missing := [name for name in order if name not in names]:
+        raise ValueError(f"{sample} asks for ids without a prediction: {_listed(missing)}")
+    if unknown := sorted(set(names) - set(order)):
+        raise ValueError(f"predictions for ids that {sample} does not have: {_listed(unknown)}")
+    if len(set(order)) != len(order):
+        raise ValueError(f"{sample} has an id more than once")
+    if foreign := sorted({row[1] for row in rows} - set(classes)):
+        raise ValueError(f"{sample} has classes the model does not know: {_listed(foreign)}")
+    return header[:2], order
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,319 @@
+/* The resize for CPUs: crop, flip, resize, normalise, mix and cast, each image written once.
+ *
+ * Input rows are converted to float as the output asks for them, and kept in a ring as long as
+ * the vertical taps reach back to them; a ring fits the first cache. Enlarging filters columns
+ * first, once per input row; shrinking filters rows first, so that the dearer horizontal pass
+ * runs on the smaller image. The backward pass is the same walk over transposed tap tables: each
+ * input pixel gathers from the gradient, so no two threads write the same place and the result
+ * does not depend on their number.
+ *
+ * Plain C without Python's headers: one build serves every Python and every torch.
+ */
+#include "native_axis.h"
+#include "native_rows.h"
+#include "native_threads.h"
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+#define LRV_VERSION 1 /* of Job's layout; native.py asks for the same */
+#define SLACK 64      /* floats that may be read behind a row: four vectors of sixteen */
+
+enum { OK, NO_MEMORY, BAD_PARTNER };
+
+typedef struct {
+    const void *data;
+    int64_t channel, row, column; /* strides, in elements */
+    int64_t height, width;
+} Image;
+
+typedef struct {
+    Image image;         /* the first of a batch; when going backward, the gradient's */
+    int64_t next_image;  /* stride, in elements */
+    const Image *images; /* or one each, where their sizes differ */
+    void *result;        /* (batch, channels, height, width), dense */
+    int64_t batch, channels, height, width;
+    const double *boxes;    /* (batch, 4) top, left, height, width, or NULL */
+    const uint8_t *flip;    /* (batch,) or NULL */
+    const float *gain;      /* (channels,) or NULL for 1 */
+    const float *bias;      /* (channels,) or NULL for 0 */
+    const int64_t *partner; /* (batch,) or NULL */
+    const float *lam;       /* (batch,) */
+    const int64_t *paste;   /* (batch, 4) top, left, height, width of the result, or NULL */
+    int32_t image_type, result_type;
+    int32_t bicubic, antialias, backward, channels_last;
+    int32_t stream; /* write past the caches */
+    int32_t instructions, threads;
+} Job;
+
+typedef struct {
+    Axis rows, columns;
+    int columns_first;
+} Grid;
+
+/* One channel of one image, on its way to output rows. */
+typedef struct {
+    const char *data;
+    float gain, bias;
+    ptrdiff_t row, column;
+    float *line; /* one row between the passes */
+    float *ring; /* the last grid->rows.taps rows */
+    int loaded;  /* the next input row to read */
+} Plane;
+
+/* What one thread works with: images and their partners, and rows of the result. */
+typedef struct {
+    Grid grids[2];
+    Plane *planes[2];
+    float *arenas[2];
+    size_t arena_room[2];
+    float *row, *other;
+    char *packed, *pixels;
+} Worker;
+
+typedef struct {
+    const Job *job;
+    int64_t next, total, chunk;
+    int failed;
+} Task;
+
+static size_t line_floats(const Grid *grid) {
+    return (size_t)grid->columns.inputs + (size_t)grid->columns.taps + SLACK;
+}
+
+static size_t ring_row_floats(const Grid *grid) {
+    return grid->columns_first ? (size_t)grid->columns.stride : (size_t)grid->columns.inputs;
+}
+
+static int grid_set(Grid *grid, const Job *job, int64_t index) {
+    const Image *image = job->images ? &job->images[index] : &job->image;
+    int height = (int)(job->backward ? job->height : image->height);
+    int width = (int)(job->backward ? job->width : image->width);
+    AxisKey rows = {.start = 0,
+                    .extent = height,
+                    .length = height,
+                    .size = (int)(job->backward ? image->height : job->height),
+                    .bicubic = job->bicubic,
+                    .antialias = job->antialias,
+                    .transposed = job->backward};
+    AxisKey columns = rows;
+    columns.extent = columns.length = width;
+    columns.size = (int)(job->backward ? image->width : job->width);
+    columns.flip = job->flip && job->flip[index];
+    if (job->boxes) {
+        const double *box = job->boxes + 4 * index;
+        rows.start = box[0];
+        columns.start = box[1];
+        rows.extent = box[2];
+        columns.extent = box[3];
+    }
+    if (axis_set(&grid->rows, &rows) || axis_set(&grid->columns, &columns)) return -1;
+    grid->columns_first = grid->rows.inputs <= grid->rows.outputs;
+    return 0;
+}
+
+/* Prepare channels [from, to) of an image; `side` is 0 for the image itself, 1 for a partner. */
+static int planes_begin(Worker *worker, int side, const Job *job, int64_t index, int64_t from,
+                        int64_t to) {
+    Grid *grid = &worker->grids[side];
+    if (grid_set(grid, job, index)) return -1;
+    const Image *image = job->images ? &job->images[index] : &job->image;
+    size_t line = line_floats(grid), ring = (size_t)grid->rows.taps * ring_row_floats(grid);
+    size_t floats = (line + ring) * (size_t)(to - from);
+    if (floats > worker->arena_room[side]) {
+        free(worker->arenas[side]);
+        worker->arenas[side] = malloc(sizeof(float) * floats);
+        worker->arena_room[side] = worker->arenas[side] ? floats : 0;
+        if (!worker->arenas[side]) return -1;
+    }
+    int64_t skipped = job->images ? 0 : index * job->next_image;
+    if (!job->backward) {
+        skipped += grid->rows.offset * image->row + grid->columns.offset * image->column;
+    }
+    for (int64_t c = from; c < to; c++) {
+        int64_t element = skipped + c * image->channel;
+        float *memory = worker->arenas[side] + (line + ring) * (size_t)(c - from);
+        worker->planes[side][c - from] = (Plane){
+            .data = (const char *)image->data + element * TYPE_BYTES[job->image_type],
+            .gain = job->gain ? job->gain[c] : 1,
+            .bias = job->bias ? job->bias[c] : 0,
+            .row = (ptrdiff_t)image->row * TYPE_BYTES[job->image_type],
+            .column = (ptrdiff_t)image->column,
+            .line = memory,
+            .ring = memory + line,
+        };
+        /* Weights of zero meet what lies behind a line's end, so it has to be finite. */
+        memset(memory + grid->columns.inputs, 0,
+               sizeof(float) * (line - (size_t)grid->columns.inputs));
+    }
+    return 0;
+}
+
+static void plane_row(Plane *plane, const Grid *grid, const RowKernels *kernels, int type, int y,
+                      float *out) {
+    const Axis *rows = &grid->rows, *columns = &grid->columns;
+    size_t ring_row = ring_row_floats(grid);
+    int first = rows->first[y], count = rows->count[y];
+    if (plane->loaded < first) plane->loaded = first;
+    for (; plane->loaded < first + count; plane->loaded++) {
+        const char *source = plane->data + plane->loaded * plane->row;
+        float *slot = plane->ring + (size_t)(plane->loaded % rows->taps) * ring_row;
+        float *line = grid->columns_first ? plane->line : slot;
+        kernels->load(line, source, type, plane->column, columns->inputs, plane->gain,
+                      plane->bias);
+        if (grid->columns_first) kernels->horizontal(slot, line, columns);
+    }
+
+    float *sum = grid->columns_first ? out : plane->line;
+    int width = grid->columns_first ? columns->outputs : columns->inputs;
+    if (count == 0) memset(sum, 0, sizeof(float) * (size_t)width);
+    for (int k = 0; k < count; k += 4) {
+        const float *sources[4];
+        float weights[4] = {0};
+        int some = count - k < 4 ? count - k : 4;
+        for (int i = 0; i < 4; i++) {
+            int tap = k + (i < some ? i : 0);
+            sources[i] = plane->ring + (size_t)((first + tap) % rows->taps) * ring_row;
+            if (i < some) weights[i] = rows->weight[(size_t)tap * rows->stride + y];
+        }
+        kernels->combine(sum, sources, weights, some, k > 0, width);
+    }
+    if (!grid->columns_first) kernels->horizontal(out, sum, columns);
+}
+
+/* Bring the partner's pixels into row y of an image. */
+static void mix_row(Worker *worker, const Job *job, const RowKernels *kernels, int64_t index,
+                    int64_t channel, int y) {
+    Plane *partner = &worker->planes[1][channel];
+    int width = (int)job->width;
+    if (!job->paste) {
+        plane_row(partner, &worker->grids[1], kernels, job->image_type, y, worker->other);
+        kernels->blend(worker->row, worker->other, job->lam[index], width);
+        return;
+    }
+    const int64_t *box = job->paste + 4 * index;
+    int64_t left = box[1] < 0 ? 0 : box[1];
+    int64_t right = box[1] + box[3] < width ? box[1] + box[3] : width;
+    if (y < box[0] || y >= box[0] + box[2] || left >= right) return;
+    plane_row(partner, &worker->grids[1], kernels, job->image_type, y, worker->other);
+    memcpy(worker->row + left, worker->other + left, sizeof(float) * (size_t)(right - left));
+}
+
+/* Write channels [from, to) of an image: one plane, or all of them as pixels. */
+static int write_image(Worker *worker, const Job *job, int64_t index, int64_t from, int64_t to) {
+    const RowKernels *kernels = rows_kernels(job->instructions);
+    if (planes_begin(worker, 0, job, index, from, to)) return -1;
+    if (job->partner && planes_begin(worker, 1, job, job->partner[index], from, to)) return -1;
+    const Grid *grid = &worker->grids[0];
+    int width = (int)job->width, bytes = TYPE_BYTES[job->result_type];
+    size_t row_bytes = (size_t)width * (size_t)bytes;
+    /* Going backward, the box is a part of the result and the rest of it is zero. */
+    int top = job->backward ? grid->rows.offset : 0;
+    int left = job->backward ? grid->columns.offset : 0;
+    if (job->backward) memset(worker->row, 0, sizeof(float) * (size_t)width);
+
+    for (int y = 0; y < job->height; y++) {
+        int inside = y >= top && y < top + grid->rows.outputs;
+        const void *written = worker->packed;
+        for (int64_t c = 0; c < to - from; c++) {
+            if (inside) {
+                plane_row(&worker->planes[0][c], grid, kernels, job->image_type, y - top,
+                          worker->row + left);
+                if (job->partner) mix_row(worker, job, kernels, index, c, y);
+            } else {
+                memset(worker->row, 0, sizeof(float) * (size_t)width);
+            }
+            if (job->result_type == FLOAT32 && !job->channels_last) {
+                written = worker->row;
+            } else {
+                kernels->store(worker->packed + row_bytes * (size_t)c, worker->row,
+                               job->result_type, width);
+            }
+        }
+        if (job->channels_last) {
+            kernels->interleave(worker->pixels, worker->packed, row_bytes, bytes, (int)(to - from),
+                                width);
+            written = worker->pixels;
+        }
+        size_t size = row_bytes * (size_t)(to - from);
+        int64_t before = ((index * job->channels + from) * job->height + y * (to - from));
+        char *target = (char *)job->result + before * (int64_t)row_bytes;
+        if (job->stream) stream_copy(target, written, size);
+        else memcpy(target, written, size);
+    }
+    return 0;
+}
+
+static int worker_begin(Worker *worker, const Job *job) {
+    size_t channels = job->channels_last ? (size_t)job->channels : 1;
+    size_t floats = (size_t)job->width + LRV_LANES;
+    for (int side = 0; side < (job->partner ? 2 : 1); side++) {
+        worker->planes[side] = malloc(sizeof(Plane) * channels);
+        if (!worker->planes[side]) return -1;
+    }
+    worker->row = malloc(sizeof(float) * floats);
+    worker->other = malloc(sizeof(float) * floats);
+    worker->packed = malloc(sizeof(float) * floats * channels);
+    worker->pixels = malloc(sizeof(float) * floats * channels);
+    return worker->row && worker->other && worker->packed && worker->pixels ? 0 : -1;
+}
+
+static void worker_end(Worker *worker) {
+    for (int side = 0; side < 2; side++) {
+        axis_free(&worker->grids[side].rows);
+        axis_free(&worker->grids[side].columns);
+        free(worker->planes[side]);
+        free(worker->arenas[side]);
+    }
+    free(worker->row);
+    free(worker->other);
+    free(worker->packed);
+    free(worker->pixels);
+}
+
+static void work_on(void *context) {
+    Task *task = context;
+    const Job *job = task->job;
+    Worker worker = {0};
+    int failed = worker_begin(&worker, job);
+    while (!failed) {
+        int64_t unit = ATOMIC_ADD(&task->next, task->chunk);
+        if (unit >= task->total) break;
+        int64_t end = unit + task->chunk < task->total ? unit + task->chunk : task->total;
+        for (; unit < end && !failed; unit++) {
+            if (job->channels_last) {
+                failed = write_image(&worker, job, unit, 0, job->channels);
+            } else {
+                int64_t channel = unit % job->channels;
+                failed =
+                    write_image(&worker, job, unit / job->channels, channel, channel + 1);
+            }
+        }
+    }
+    worker_end(&worker);
+    if (job->stream) stream_end();
+    if (failed) ATOMIC_SET(&task->failed, 1);
+}
+
+EXPORT int lrv_version(void) { return LRV_VERSION; }
+
+/* 0: plain C, 1: AVX2, 2: AVX-512. */
+EXPORT int lrv_instructions(void) { return rows_supported(); }
+
+EXPORT int lrv_resize(const Job *job) {
+    for (int64_t i = 0; job->partner && i < job->batch; i++) {
+        if (job->partner[i] < 0 || job->partner[i] >= job->batch) return BAD_PARTNER;
+    }
+    Task task = {.job = job, .total = job->batch, .chunk = 1};
+    if (!job->channels_last) {
+        task.total *= job->channels;
+        /* A thread that keeps an image's channels makes its tables once. */
+        if (job->batch >= 4 * job->threads) task.chunk = job->channels;
+    }
+    int threads = task.total < job->threads ? (int)task.total : job->threads;
+    threads_run(work_on, &task, threads);
+    return task.failed ? NO_MEMORY : OK;
+}

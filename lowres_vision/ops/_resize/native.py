@@ -1,0 +1,178 @@
+"""The C kernel: finding its library, and handing it tensors.
+
+The library is built with the package where there is a compiler; :func:`available` says whether
+it is there. It is plain C, found beside this file and loaded with ctypes, which releases the
+interpreter's lock for the time of a call.
+"""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_VERSION = 1  # LRV_VERSION in native.c
+_INSTRUCTIONS = ("portable", "avx2", "avx512")
+_TYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+_LONGEST = 1 << 24  # pixels of a side; keeps every index of the kernel far from its limits
+# Results larger than about half of a last-level cache are written past it. Below, a consumer
+# that reads them at once is better served by ordinary stores (0.26 against 0.44 ms, B=8).
+_STREAM_BYTES = 16 << 20
+
+
+class _Image(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("channel", ctypes.c_int64),
+        ("row", ctypes.c_int64),
+        ("column", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+    )
+
+
+class _Job(ctypes.Structure):
+    _fields_ = (
+        ("image", _Image),
+        ("next_image", ctypes.c_int64),
+        ("images", ctypes.POINTER(_Image)),
+        ("result", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("boxes", ctypes.c_void_p),
+        ("flip", ctypes.c_void_p),
+        ("gain", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("partner", ctypes.c_void_p),
+        ("lam", ctypes.c_void_p),
+        ("paste", ctypes.c_void_p),
+        ("image_type", ctypes.c_int32),
+        ("result_type", ctypes.c_int32),
+        ("bicubic", ctypes.c_int32),
+        ("antialias", ctypes.c_int32),
+        ("backward", ctypes.c_int32),
+        ("channels_last", ctypes.c_int32),
+        ("stream", ctypes.c_int32),
+        ("instructions", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def available() -> bool:
+    """Whether the library was built and loads; says once where it does not."""
+    return _loads()
+
+
+@functools.cache
+def instructions() -> str:
+    """Return "avx512", "avx2" or "portable": the best instruction set of this machine."""
+    return _INSTRUCTIONS[_library().lrv_instructions()]
+
+
+def serves(images: Sequence[Tensor], dtype: torch.dtype, *sides: int) -> bool:
+    """Whether the kernel can do this work; it knows nothing of float64."""
+    return (
+        dtype in _TYPES
+        and all(image.dtype in _TYPES for image in images)
+        and all(max(image.shape[-2:]) < _LONGEST for image in images)
+        and max(sides) < _LONGEST
+        and available()
+    )
+
+
+def run(
+    out: Tensor,
+    images: Sequence[Tensor],
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    mode: str,
+    antialias: bool,
+    partner: Tensor | None = None,
+    lam: Tensor | None = None,
+    paste: Tensor | None = None,
+    *,
+    ragged: bool = False,
+    backward: bool = False,
+    instructions: str | None = None,
+) -> None:
+    """Fill ``out`` ``(B, C, height, width)``, dense, contiguous or channels_last.
+
+    ``images`` holds one ``(B, C, H, W)`` batch, or where ``ragged`` B images ``(C, H, W)``. Going
+    ``backward``, it holds the gradient of a resize's result and ``out`` becomes that of its
+    images. ``instructions`` asks for a lesser set than the machine has, for tests.
+    """
+    if out.numel() == 0:
+        return
+    images = [image.resolve_neg() for image in images]
+    # Named, so that what is converted here outlives the call.
+    keep = [
+        _as(boxes, torch.float64),
+        _as(flip, torch.bool),
+        _as(gain, torch.float32),
+        _as(bias, torch.float32),
+        _as(partner, torch.int64),
+        _as(lam, torch.float32),
+        _as(paste, torch.int64),
+    ]
+    library = _library()
+    job = _Job(
+        _image(images[0]),
+        0 if ragged else images[0].stride(0),
+        (_Image * len(images))(*map(_image, images)) if ragged else None,
+        out.data_ptr(),
+        *out.shape,
+        *(None if tensor is None else tensor.data_ptr() for tensor in keep),
+        _TYPES[images[0].dtype],
+        _TYPES[out.dtype],
+        mode == "bicubic",
+        antialias,
+        backward,
+        not out.is_contiguous(),
+        out.nbytes > _STREAM_BYTES,
+        library.lrv_instructions() if instructions is None else _INSTRUCTIONS.index(instructions),
+        torch.get_num_threads(),
+    )
+    status = library.lrv_resize(ctypes.byref(job))
+    if status == 1:
+        raise MemoryError("the resize kernel could not allocate its tables")
+    if status == 2:
+        raise IndexError(f"`mix.partner` must be in 0..{out.shape[0] - 1}")
+
+
+@functools.cache
+def _loads() -> bool:
+    try:
+        _library()
+    except OSError as error:
+        logging.getLogger("lowres_vision").warning(
+            "resizing on the CPU runs in plain torch, several times slower: %s", error
+        )
+        return False
+    return True
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    path = Path(__file__).with_name("libresize.so")
+    if not path.exists():
+        raise OSError(f"{path.name} was not built with this installation")
+    library = ctypes.CDLL(str(path))
+    if library.lrv_version() != _VERSION:
+        raise OSError(f"{path.name} belongs to another version of lowres_vision; build it again")
+    return library
+
+
+def _image(image: Tensor) -> _Image:
+    return _Image(image.data_ptr(), *image.stride()[-3:], *image.shape[-2:])
+
+
+def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype).contiguous()

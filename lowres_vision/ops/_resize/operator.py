@@ -1,0 +1,334 @@
+"""The resize as torch operators, so that it can be compiled, differentiated and mapped.
+
+``lowres_vision::resize`` and its transpose ``lowres_vision::resize_backward`` are each other's
+gradient, to any order. ``resize_ragged`` takes images of several sizes and ``resize_out`` writes
+into a given tensor; these two carry no gradient. Each chooses by itself between the C kernel
+and, where that cannot serve, the reference.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowres_vision.ops._resize import native
+from lowres_vision.ops._resize.pool import output_pool
+from lowres_vision.ops._resize.reference import (
+    compose,
+    mix_backward_reference,
+    resize_backward_reference,
+    sum_dtype,
+)
+
+
+@torch.library.custom_op("lowres_vision::resize", mutates_args=())
+def resize_op(
+    images: Tensor,
+    height: int,
+    width: int,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    interpolation: str,
+    antialias: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    paste: Tensor | None,
+) -> Tensor:
+    """Return ``(B, C, height, width)``; arguments as in the reference.
+
+    Its ``mode`` is called ``interpolation`` here: torch functionalises a mutating operator with
+    a ``mode`` of its own.
+    """
+    shape = (*images.shape[:2], height, width)
+    out = _empty(shape, dtype, channels_last, images)
+    _fill(
+        out,
+        [images],
+        boxes,
+        flip,
+        gain,
+        bias,
+        interpolation,
+        antialias,
+        partner,
+        lam,
+        paste,
+        ragged=False,
+    )
+    return out
+
+
+@torch.library.custom_op("lowres_vision::resize_backward", mutates_args=())
+def resize_backward_op(
+    gradient: Tensor,
+    height: int,
+    width: int,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    interpolation: str,
+    antialias: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the gradient of images of ``height`` and ``width``, in their ``dtype``."""
+    shape = (*gradient.shape[:2], height, width)
+    out = _empty(shape, dtype, False, gradient)
+    if gradient.device.type == "cpu" and native.serves([gradient], dtype, height, width):
+        native.run(
+            out, [gradient], boxes, flip, gain, None, interpolation, antialias, backward=True
+        )
+        return out
+    sums = sum_dtype(gradient.dtype, dtype)
+    result = resize_backward_reference(
+        gradient, height, width, boxes, flip, gain, interpolation, antialias, sums
+    )
+    return out.copy_(result)
+
+
+@torch.library.custom_op("lowres_vision::resize_ragged", mutates_args=())
+def resize_ragged_op(
+    images: list[Tensor],
+    height: int,
+    width: int,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    interpolation: str,
+    antialias: bool,
+    dtype: torch.dtype,
+    channels_last: bool,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    paste: Tensor | None,
+) -> Tensor:
+    """As ``resize``, of a list of ``(C, H, W)``."""
+    shape = (len(images), images[0].shape[0], height, width)
+    out = _empty(shape, dtype, channels_last, images[0])
+    _fill(
+        out,
+        images,
+        boxes,
+        flip,
+        gain,
+        bias,
+        interpolation,
+        antialias,
+        partner,
+        lam,
+        paste,
+        ragged=True,
+    )
+    return out
+
+
+@torch.library.custom_op("lowres_vision::resize_out", mutates_args=("out",))
+def resize_out_op(
+    out: Tensor,
+    images: list[Tensor],
+    ragged: bool,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    interpolation: str,
+    antialias: bool,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    paste: Tensor | None,
+) -> None:
+    """As ``resize`` of the one batch in ``images``, or where ``ragged`` of all, into ``out``."""
+    _fill(
+        out,
+        images,
+        boxes,
+        flip,
+        gain,
+        bias,
+        interpolation,
+        antialias,
+        partner,
+        lam,
+        paste,
+        ragged=ragged,
+    )
+
+
+def _fill(
+    out: Tensor,
+    images: list[Tensor],
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    interpolation: str,
+    antialias: bool,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    paste: Tensor | None,
+    *,
+    ragged: bool,
+) -> None:
+    height, width = out.shape[-2:]
+    if out.device.type == "cpu" and native.serves(images, out.dtype, height, width):
+        native.run(
+            out,
+            images,
+            boxes,
+            flip,
+            gain,
+            bias,
+            interpolation,
+            antialias,
+            partner,
+            lam,
+            paste,
+            ragged=ragged,
+        )
+        return
+    result = compose(
+        images,
+        height,
+        width,
+        boxes,
+        flip,
+        gain,
+        bias,
+        interpolation,
+        antialias,
+        out.dtype,
+        partner,
+        lam,
+        paste,
+        ragged=ragged,
+    )
+    out.copy_(result)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, like: Tensor) -> Tensor:
+    if like.device.type == "cpu":
+        return output_pool.empty(shape, dtype, channels_last=channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
+
+
+@resize_op.register_fake
+def _(images: Tensor, height: int, width: int, *rest: Any) -> Tensor:
+    dtype, channels_last = rest[6], rest[7]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (*images.shape[:2], height, width)
+    return torch.empty(shape, dtype=dtype, device=images.device, memory_format=layout)
+
+
+@resize_backward_op.register_fake
+def _(gradient: Tensor, height: int, width: int, *rest: Any) -> Tensor:
+    shape = (*gradient.shape[:2], height, width)
+    return torch.empty(shape, dtype=rest[-1], device=gradient.device)
+
+
+@resize_ragged_op.register_fake
+def _(images: list[Tensor], height: int, width: int, *rest: Any) -> Tensor:
+    dtype, channels_last = rest[6], rest[7]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (len(images), images[0].shape[0], height, width)
+    return torch.empty(shape, dtype=dtype, device=images[0].device, memory_format=layout)
+
+
+@resize_out_op.register_fake
+def _(*arguments: Any) -> None:
+    return None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, _, _, boxes, flip, gain, _, interpolation, antialias, _, _, partner, lam, paste = inputs
+    ctx.save_for_backward(boxes, flip, gain, partner, lam, paste)
+    ctx.arguments = (*images.shape[-2:], interpolation, antialias, images.dtype)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    boxes, flip, gain, partner, lam, paste = ctx.saved_tensors
+    height, width, interpolation, antialias, dtype = ctx.arguments
+    if partner is not None:
+        wide = gradient.to(sum_dtype(gradient.dtype))  # shared partners add up
+        gradient = mix_backward_reference(wide, partner, lam, paste)
+    images = resize_backward_op(
+        gradient, height, width, boxes, flip, gain, interpolation, antialias, dtype
+    )
+    return (images, *[None] * 13)
+
+
+resize_op.register_autograd(_backward, setup_context=_save)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    gradient, _, _, boxes, flip, gain, interpolation, antialias, _ = inputs
+    ctx.save_for_backward(boxes, flip, gain)
+    ctx.arguments = (*gradient.shape[-2:], interpolation, antialias, gradient.dtype)
+
+
+def _double_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    boxes, flip, gain = ctx.saved_tensors
+    height, width, interpolation, antialias, dtype = ctx.arguments
+    result = resize_op(
+        gradient,
+        height,
+        width,
+        boxes,
+        flip,
+        gain,
+        None,
+        interpolation,
+        antialias,
+        dtype,
+        False,
+        None,
+        None,
+        None,
+    )
+    return (result, *[None] * 8)
+
+
+resize_backward_op.register_autograd(_double_backward, setup_context=_save_backward)
+
+
+def _fold(size: int, value: Any, dim: int | None) -> Any:
+    """Move a mapped dimension into the batch: ``(B, ...)`` to ``(size * B, ...)``."""
+    if not isinstance(value, Tensor):
+        return value
+    mapped = value[None].expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+    return mapped.flatten(0, 1)
+
+
+def _map_resize(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+    size = info.batch_size
+    folded = [_fold(size, *pair) for pair in zip(arguments, in_dims, strict=True)]
+    folded[5:7] = arguments[5:7]  # gain and bias have no batch
+    _refuse_mapped(in_dims[5:7])
+    B = folded[0].shape[0] // size
+    if folded[11] is not None:  # partners stay within their own batch
+        folded[11] = folded[11] + torch.arange(size).repeat_interleave(B).to(folded[11]) * B
+    return resize_op(*folded).unflatten(0, (size, B)), 0
+
+
+def _map_backward(
+    info: Any, in_dims: tuple[int | None, ...], *arguments: Any
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    folded = [_fold(size, *pair) for pair in zip(arguments, in_dims, strict=True)]
+    folded[5] = arguments[5]
+    _refuse_mapped(in_dims[5:6])
+    B = folded[0].shape[0] // size
+    return resize_backward_op(*folded).unflatten(0, (size, B)), 0
+
+
+def _refuse_mapped(in_dims: tuple[int | None, ...]) -> None:
+    if any(dim is not None for dim in in_dims):
+        raise NotImplementedError("vmap over `mean` or `std` of the resize is not supported")
+
+
+resize_op.register_vmap(_map_resize)
+resize_backward_op.register_vmap(_map_backward)

@@ -1,0 +1,196 @@
+"""The resize in plain torch: two tap-matrix products per image. This is the specification.
+
+Every other implementation is tested against it, and it serves where none of them can: on
+devices without a kernel, in double precision, and in exported graphs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lowres_vision.ops._resize.taps import tap_matrix
+
+
+def resize_reference(
+    images: Tensor,
+    height: int,
+    width: int,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    mode: str,
+    antialias: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Crop, flip, resize and normalise ``(B, C, H, W)`` images to ``(B, C, height, width)``.
+
+    With tap matrices R ``(height, H)`` and S ``(width, W)`` of an image's box, a channel becomes
+    ``R (gain * image + bias) S^T``. The rows of R and S sum to 1, so it does not matter whether
+    the affine map comes before or after; before, it touches fewer pixels when enlarging.
+
+    Args:
+        images: ``(B, C, H, W)`` uint8 or float.
+        height: Output height.
+        width: Output width.
+        boxes: ``(B, 4)`` top, left, height, width; None: the whole image.
+        flip: ``(B,)`` bool, mirror left and right; None: no.
+        gain: ``(C,)`` or None for 1.
+        bias: ``(C,)`` or None for 0.
+        mode: "bilinear" or "bicubic".
+        antialias: See :mod:`lowres_vision.ops._resize.taps`.
+        dtype: float32 or float64, in which the sums run and which the result has.
+    """
+    H, W = images.shape[-2:]
+    x = _scaled(images.to(dtype), gain)
+    if bias is not None:
+        x = x + bias.to(dtype)[:, None, None]
+    if boxes is None:
+        x = _flipped(x, flip)  # the whole image's grid is symmetric
+    rows, columns = _matrices(H, W, height, width, boxes, flip, mode, antialias, x)
+    return _product(rows, x, columns.mT)
+
+
+def resize_backward_reference(
+    gradient: Tensor,
+    H: int,
+    W: int,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    mode: str,
+    antialias: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the gradient of the images, ``gain * R^T gradient S``, ``(B, C, H, W)``.
+
+    Args are those of :func:`resize_reference`, with the images' size in place of the result's.
+    """
+    height, width = gradient.shape[-2:]
+    g = _scaled(gradient.to(dtype), gain)
+    rows, columns = _matrices(H, W, height, width, boxes, flip, mode, antialias, g)
+    result = _product(rows.mT, g, columns)
+    return _flipped(result, flip) if boxes is None else result
+
+
+def mix_reference(images: Tensor, partner: Tensor, lam: Tensor, paste: Tensor | None) -> Tensor:
+    """Mix each of ``(B, C, H, W)`` images with its partner; see :class:`lowres_vision.ops.Mix`."""
+    others = images[partner]  # (B, C, H, W)
+    if paste is None:
+        share = lam.to(images.dtype)[:, None, None, None]
+        return share * images + (1 - share) * others
+    return torch.where(_inside(paste, images), others, images)
+
+
+def mix_backward_reference(
+    gradient: Tensor, partner: Tensor, lam: Tensor, paste: Tensor | None
+) -> Tensor:
+    """Return the gradient of :func:`mix_reference`'s images; partners may be shared."""
+    if paste is None:
+        share = lam.to(gradient.dtype)[:, None, None, None]
+        own, others = share * gradient, (1 - share) * gradient
+    else:
+        inside = _inside(paste, gradient)
+        own, others = gradient * ~inside, gradient * inside
+    return own.index_add(0, partner, others)
+
+
+def compose(
+    images: Sequence[Tensor],
+    height: int,
+    width: int,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    mode: str,
+    antialias: bool,
+    dtype: torch.dtype,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    paste: Tensor | None,
+    *,
+    ragged: bool,
+) -> Tensor:
+    """Return the whole operation in plain torch, before the cast to ``dtype``."""
+    sums = sum_dtype(images[0].dtype, dtype)
+    results = []
+    for index, image in enumerate(images):
+        mine = slice(index, index + 1) if ragged else slice(None)
+        results.append(
+            resize_reference(
+                image[None] if ragged else image,
+                height,
+                width,
+                None if boxes is None else boxes[mine],
+                None if flip is None else flip[mine],
+                gain,
+                bias,
+                mode,
+                antialias,
+                sums,
+            )
+        )
+    result = torch.cat(results) if ragged else results[0]
+    if partner is not None and lam is not None:
+        result = mix_reference(result, partner, lam, paste)
+    return result
+
+
+def sum_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the dtype to sum in: float64 if any of ``dtypes`` is, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _matrices(
+    H: int,
+    W: int,
+    height: int,
+    width: int,
+    boxes: Tensor | None,
+    flip: Tensor | None,
+    mode: str,
+    antialias: bool,
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return R and S in the dtype of ``like``: one pair for all, or ``(B, 1, ...)`` by box.
+
+    Without boxes the flip is left to the caller: one pair then serves every image.
+    """
+    if boxes is None:
+        zero = torch.zeros((), dtype=torch.float64, device=like.device)
+        rows = tap_matrix(zero, zero + H, H, height, mode=mode, antialias=antialias)
+        columns = tap_matrix(zero, zero + W, W, width, mode=mode, antialias=antialias)
+        return rows.to(like.dtype), columns.to(like.dtype)  # (height, H), (width, W)
+    top, left, extent_y, extent_x = boxes.to(torch.float64).unbind(-1)  # (B,) each
+    rows = tap_matrix(top, extent_y, H, height, mode=mode, antialias=antialias)
+    columns = tap_matrix(left, extent_x, W, width, mode=mode, antialias=antialias)
+    if flip is not None:
+        columns = torch.where(flip[:, None, None], columns.flip(-2), columns)
+    # (B, 1, height, H), (B, 1, width, W)
+    return rows.to(like.dtype)[:, None], columns.to(like.dtype)[:, None]
+
+
+def _scaled(x: Tensor, gain: Tensor | None) -> Tensor:
+    return x if gain is None else x * gain.to(x.dtype)[:, None, None]
+
+
+def _flipped(x: Tensor, flip: Tensor | None) -> Tensor:
+    return x if flip is None else torch.where(flip[:, None, None, None], x.flip(-1), x)
+
+
+def _inside(paste: Tensor, images: Tensor) -> Tensor:
+    top, left, height, width = paste[:, :, None].unbind(1)  # (B, 1) each
+    ys = torch.arange(images.shape[-2], device=images.device)
+    xs = torch.arange(images.shape[-1], device=images.device)
+    in_rows = (ys >= top) & (ys < top + height)  # (B, H)
+    in_columns = (xs >= left) & (xs < left + width)  # (B, W)
+    return in_rows[:, None, :, None] & in_columns[:, None, None, :]  # (B, 1, H, W)
+
+
+def _product(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):  # would run the products in half precision
+        with torch.autocast(x.device.type, enabled=False):
+            return left @ x @ right
+    return left @ x @ right

@@ -1,0 +1,72 @@
+"""Weights on disk: safetensors that appear whole or not at all, with a checksum beside them."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str], **about: Any) -> None:
+    """Write ``model``'s weights to ``path`` and a JSON sidecar to ``path`` + ``.json``.
+
+    Each file is written under another name, synced and renamed. The sidecar holds ``about``
+    (whatever JSON can hold: classes, scores, settings) and the SHA-256 of the weights file.
+    """
+    path = Path(path)
+    # Tied weights share memory, which safetensors refuses; clones are written once per name.
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
+    data = save(state)
+    _write_whole(path, data)
+    sidecar = {**about, "sha256": hashlib.sha256(data).hexdigest()}
+    _write_whole(_sidecar(path), json.dumps(sidecar, indent=2).encode())
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load what :func:`save_weights` wrote into ``model`` and return the sidecar.
+
+    Raises:
+        FileNotFoundError: If the weights or their sidecar are missing.
+        ValueError: If the file is not what was written, or does not fit the model.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    about: dict[str, Any] = json.loads(_sidecar(path).read_text())
+    if hashlib.sha256(data).hexdigest() != about["sha256"]:
+        raise ValueError(f"{path} differs from the file that its .json describes; train again")
+    try:
+        model.load_state_dict(load_file(path, device="cpu"))
+    except (RuntimeError, SafetensorError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {detail}") from error
+    return about
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".part")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return a SHA-256 of every name and value of ``model``'s state: equal means bit-identical."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,39 @@
+import csv
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from lowres_vision.data import make_toy_pairs
+
+
+def digest(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def test_the_seed_decides_every_byte(tmp_path: Path) -> None:
+    sizes = {"classes": 2, "per_class": 2, "test_per_class": 1}
+    folders = [
+        make_toy_pairs(tmp_path / name, seed=seed, **sizes)
+        for name, seed in [("a", 0), ("b", 0), ("c", 1)]
+    ]
+    first, again, other = map(digest, folders)
+    assert first == again != other
+
+
+def test_answers_and_sample_fit_the_test_set(toy: Path) -> None:
+    def column(name: str, key: str) -> list[str]:
+        with (toy / name).open() as file:
+            return [row[key] for row in csv.DictReader(file)]
+
+    ids = column("test.csv", "id")
+    assert len(ids) == 12
+    assert column("test_answers.csv", "id") == column("sample_submission.csv", "id") == ids
+    assert len(set(column("test_answers.csv", "label"))) == 3
+
+
+@pytest.mark.parametrize("wrong", [{"classes": 1}, {"classes": 26}, {"per_class": 0}])
+def test_refusals(wrong: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+        make_toy_pairs(tmp_path, **wrong)

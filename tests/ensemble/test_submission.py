@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowres_vision.ensemble import write_submission
+
+CLASSES = ["Azure Tit", "Finch, amber"]
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    path = tmp_path / "sample_submission.csv"
+    path.write_text("ID,artist\nb,Azure Tit\na,Azure Tit\n")
+    return path
+
+
+def test_the_samples_order_and_header_are_kept(tmp_path: Path, sample: Path) -> None:
+    path = write_submission(
+        tmp_path / "out.csv",
+        [[0.9, 0.1], [0.2, 0.8]],
+        ids=["a", "b"],
+        classes=CLASSES,
+        sample=sample,
+    )
+    assert path.read_bytes() == b'ID,artist\nb,"Finch, amber"\na,Azure Tit\n'
+
+
+def test_without_a_sample_the_given_order_is_kept(tmp_path: Path) -> None:
+    path = write_submission(tmp_path / "out.csv", np.array([1, 0]), ids=["x", "y"], classes=CLASSES)
+    assert path.read_text() == 'id,label\nx,"Finch, amber"\ny,Azure Tit\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (["a", "c"], "asks for ids without a prediction: 'b'"),
+        (["a", "b", "c"], "predictions for ids that .* does not have: 'c'"),
+        (["a", "a"], "`ids` must be unique, 'a' stand more than once"),
+    ],
+)
+def test_ids_that_do_not_fit_are_refused(
+    ids: list[str], words: str, tmp_path: Path, sample: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_submission(
+            tmp_path / "out.csv", [0] * len(ids), ids=ids, classes=CLASSES, sample=sample
+        )
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_sample_of_other_classes_is_refused(tmp_path: Path, sample: Path) -> None:
+    with pytest.raises(ValueError, match="classes the model does not know: 'Azure Tit'"):
+        write_submission(
+            tmp_path / "out.csv", [0, 1], ids=["a", "b"], classes=["x", "y"], sample=sample
+        )
+
+
+@pytest.mark.parametrize(
+    ("predictions", "words"),
+    [
+        ([[0.5, 0.5]], r"must be \(2, 2\) probabilities or \(2,\) class indices"),
+        ([0.0, 1.0], "got float64 of shape"),
+        ([0, 2], r"must be class indices in 0..1, got 0..2"),
+        ([[0.5, 0.5], [np.nan, 0.5]], "must be finite"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(
+    predictions: object, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_submission(tmp_path / "out.csv", predictions, ids=["a", "b"], classes=CLASSES)  # type: ignore[arg-type]

@@ -1,0 +1,56 @@
+"""The example scripts as a user runs them; `.ci/run` runs each whole with --quick."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+TINY = "--backbone test_vit --image-size 64 --no-pretrained --folds 2 --epochs 1 --flip 0.5".split()
+
+
+@pytest.mark.parametrize("setting", ["64", "256to64", "64to256", "64to224"])
+def test_birds_beit_runs_every_setting_on_the_users_files(
+    setting: str, toy: Path, tmp_path: Path
+) -> None:
+    done = run("birds_beit.py", "--data", toy, "--out", tmp_path, "--setting", setting, *TINY)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "submission.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (toy / "sample_submission.csv").open() as file:
+        assert [row["id"] for row in rows] == [row["id"] for row in csv.DictReader(file)]
+    assert {row["label"] for row in rows} <= {"Amber Finch", "Azure Tit", "Bronze Heron"}
+    assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
+    assert "class counts: {'Amber Finch': 12" in done.stdout
+    assert "empty cells: {'img_path': 0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give --data FOLDER, or --quick"),
+        (["--data", "{toy}/train"], "train.csv is not a file"),
+        (["--data", "{toy}"], "weights of 'beit_base_patch16_224.in22k_ft_in22k' are not"),
+        (["--data", "{toy}", "--folds", "13"], "3 of 3 classes cannot be in each of 13 folds"),
+        (["--data", "{toy}", "--checkpoint-path", "no.pth"], "`checkpoint_path` no.pth is not"),
+    ],
+)
+def test_birds_beit_says_in_one_sentence_what_is_missing(
+    arguments: list[str], words: str, toy: Path, tmp_path: Path
+) -> None:
+    filled = [argument.format(toy=toy) for argument in arguments]
+    done = run("birds_beit.py", *filled, "--out", tmp_path)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

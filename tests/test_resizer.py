@@ -1,0 +1,555 @@
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lowres_vision import ops
+from lowres_vision.resizer import LearnableResizer, MullerResizer, Resize
+
+# Float64 on both sides: what is left is the order of the sums.
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def bilinear_matrix(source, target):
+    """Half-pixel centres, no antialias, written from the definition."""
+    matrix = torch.zeros(target, source, dtype=torch.float64)
+    for i in range(target):
+        position = max((i + 0.5) * source / target - 0.5, 0.0)
+        low = min(int(position), source - 1)
+        high = min(low + 1, source - 1)
+        matrix[i, low] += 1 - (position - low)
+        matrix[i, high] += position - low
+    return matrix
+
+
+def bilinear(x, size):
+    rows, columns = bilinear_matrix(x.shape[2], size[0]), bilinear_matrix(x.shape[3], size[1])
+    return torch.einsum("ih,bchw,jw->bcij", rows, x, columns)
+
+
+def batch_norm(x, weight, bias, mean, var, training):
+    if training:
+        mean = x.mean((0, 2, 3))
+        var = ((x - mean[:, None, None]) ** 2).mean((0, 2, 3))
+    scaled = (x - mean[:, None, None]) / torch.sqrt(var[:, None, None] + 1e-5)
+    return scaled * weight[:, None, None] + bias[:, None, None]
+
+
+def leaky(x):
+    return torch.where(x > 0, x, 0.2 * x)
+
+
+def learned_resize(x, state, size, *, blocks, attention, training):
+    """The paper's network, taking its weights in the order of computation."""
+    weights = iter(v for k, v in state.items() if not k.endswith("num_batches_tracked"))
+
+    def take(n):
+        return [next(weights) for _ in range(n)]
+
+    def norm(x):
+        return batch_norm(x, *take(4), training)
+
+    def conv3(x):
+        return F.conv2d(x, *take(1), padding=1)
+
+    def cbam(x):
+        w1, b1, w2, b2 = take(4)
+        descriptors = x.flatten(2).mean(2), x.flatten(2).amax(2)
+        logits = sum(torch.relu(d @ w1.T + b1) @ w2.T + b2 for d in descriptors)
+        x = x / (1 + torch.exp(-logits[:, :, None, None]))
+        maps = torch.stack((x.amax(1), x.mean(1)), dim=1)
+        return x / (1 + torch.exp(-norm(F.conv2d(maps, *take(1), padding=3))))
+
+    u = leaky(F.conv2d(x, *take(2), padding=3))
+    u = norm(leaky(F.conv2d(u, *take(2))))
+    s = h = bilinear(u, size)
+    for _ in range(blocks):
+        branch = norm(conv3(leaky(norm(conv3(h)))))
+        h = h + (cbam(branch) if attention else branch)
+    h = norm(conv3(h)) + s
+    y = F.conv2d(h, *take(2), padding=3) + bilinear(x, size)
+    assert next(weights, None) is None
+    return y
+
+
+def randomise(module, std=0.3):
+    """Weights at which no BatchNorm is the identity and no bias is zero."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2, generator=generator)
+            elif tensor.is_floating_point():
+                tensor.normal_(0, std, generator=generator)
+    return module
+
+
+def images(*shape, dtype=torch.float32, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def train_step(module, x, grad):
+    module.zero_grad()
+    x = x.clone().requires_grad_()
+    y = module(x)
+    y.backward(grad.to(y.dtype))
+    return y.detach(), [x.grad, *(p.grad for p in module.parameters())]
+
+
+def assert_gradients_close(gradients, expected):
+    # Some cancel to zero, as that of a bias in front of a BatchNorm, but not to the last bit.
+    atol = 1e-10 * max(float(g.abs().max()) for g in expected)
+    torch.testing.assert_close(list(gradients), list(expected), rtol=1e-9, atol=atol)
+
+
+# Learned resizer: values
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "size", "options"),
+    [
+        ((2, 3, 8, 8), (28, 28), {}),
+        ((2, 3, 8, 6), (21, 17), {}),  # odd output, another aspect ratio
+        ((2, 3, 20, 9), (7, 12), {"blocks": 2}),  # down and up
+        ((3, 1, 5, 5), (10, 9), {"in_channels": 1, "channels": 5, "blocks": 3}),
+        ((2, 4, 6, 6), (6, 6), {"in_channels": 4, "channels": 32, "blocks": 0}),
+        ((2, 3, 7, 7), (14, 10), {"blocks": 2, "attention": "cbam"}),
+        ((2, 3, 7, 7), (9, 9), {"channels": 8, "attention": "cbam"}),  # fewer than the reduction
+        ((1, 3, 6, 6), (8, 8), {}),
+        ((2, 3, 1, 1), (4, 4), {}),
+        ((2, 3, 5, 1), (1, 1), {}),
+    ],
+)
+def test_values_and_gradients_match_the_definition(shape, size, options, training):
+    resizer = randomise(LearnableResizer(size, **options)).double().train(training)
+    state = {k: v.clone() for k, v in resizer.state_dict().items()}
+    state |= {k: v.detach().clone().requires_grad_() for k, v in resizer.named_parameters()}
+    x = images(*shape, dtype=torch.float64)
+    grad = images(shape[0], shape[1], *size, dtype=torch.float64, seed=1)
+
+    y, gradients = train_step(resizer, x, grad)
+
+    x.requires_grad_()
+    expected = learned_resize(
+        x,
+        state,
+        size,
+        blocks=options.get("blocks", 1),
+        attention=options.get("attention"),
+        training=training,
+    )
+    leaves = [x, *(state[k] for k, _ in resizer.named_parameters())]
+    torch.testing.assert_close(y, expected, **EXACT)
+    assert_gradients_close(gradients, torch.autograd.grad(expected, leaves, grad))
+
+
+@pytest.mark.parametrize(
+    ("channels", "blocks", "trainable", "statistics"),
+    [
+        (16, 1, 12_035, 128),
+        (16, 2, 16_707, 192),
+        (16, 3, 21_379, 256),
+        (16, 4, 26_051, 320),
+        (32, 1, 38_403, 256),
+    ],
+)
+def test_parameter_count(channels, blocks, trainable, statistics):
+    resizer = LearnableResizer(224, channels=channels, blocks=blocks)
+    assert sum(p.numel() for p in resizer.parameters()) == trainable
+    assert sum(b.numel() for b in resizer.buffers() if b.is_floating_point()) == statistics
+
+
+def test_state_dict_is_in_the_order_of_computation():
+    resizer = LearnableResizer(8, blocks=2, attention="cbam")
+    called = []
+    for name, module in resizer.named_modules():
+        if not list(module.children()) and list(module.parameters()):
+            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    resizer(images(2, 3, 4, 4))
+    stored = [key.rpartition(".")[0] for key in resizer.state_dict()]
+    assert list(dict.fromkeys(called)) == list(dict.fromkeys(stored))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 30), (2, 3, 64, 5), (1, 3, 31, 31)])
+def test_any_input_goes_to_the_size_asked_for(shape):
+    assert LearnableResizer((24, 33))(images(*shape)).shape == (shape[0], 3, 24, 33)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_zero_init_is_exactly_the_bilinear_resize(training):
+    resizer = LearnableResizer((20, 21), blocks=2, zero_init=True).train(training)
+    x = images(2, 3, 8, 8)
+    y = resizer(x)
+    assert torch.equal(y, F.interpolate(x, (20, 21), mode="bilinear", align_corners=False))
+    y.square().sum().backward()
+    assert float(resizer.project.weight.grad.abs().max()) > 0
+
+
+# Learned resizer: checkpointing
+
+
+@pytest.mark.parametrize("attention", [None, "cbam"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_checkpoint_changes_no_bit(attention, autocast):
+    plain = LearnableResizer((12, 14), blocks=2, attention=attention)
+    saving = LearnableResizer((12, 14), blocks=2, attention=attention, checkpoint=True)
+    saving.load_state_dict(plain.state_dict())
+    for step in range(2):
+        x, grad = images(3, 3, 5, 5, seed=step), images(3, 3, 12, 14, seed=step + 9)
+        results = []
+        for resizer in (plain, saving):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                results.append(train_step(resizer, x, grad))
+        (y, gradients), (saved_y, saved_gradients) = results
+        assert torch.equal(y, saved_y)
+        assert all(map(torch.equal, gradients, saved_gradients))
+        for key, value in plain.state_dict().items():
+            assert torch.equal(value, saving.state_dict()[key]), key
+    assert int(saving.stem[-1].num_batches_tracked) == int(saving.fuse[-1].num_batches_tracked) == 2
+
+
+def test_checkpoint_moves_cumulative_statistics_once():
+    resizer = LearnableResizer(8, checkpoint=True)
+    for module in resizer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    plain = copy.deepcopy(resizer)
+    plain.checkpoint = False
+    for step in range(3):
+        for module in (plain, resizer):
+            train_step(module, images(2, 3, 4, 4, seed=step), images(2, 3, 8, 8))
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, resizer.state_dict()[key]), key
+
+
+def test_statistics_stay_where_they_are_when_the_backward_pass_fails():
+    resizer = LearnableResizer(8, checkpoint=True)
+    buffers = dict(resizer.named_buffers())
+    y = resizer(images(2, 3, 4, 4))
+    handle = resizer.fuse.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        y.sum().backward()
+    handle.remove()
+    assert all(buffer is buffers[name] for name, buffer in resizer.named_buffers())
+
+
+def held_megabytes(resizer, x):
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = resizer(x)
+    parameters = {p.data_ptr() for p in resizer.parameters()}
+    del y
+    return sum(n for address, n in kept.items() if address not in parameters) / 1e6
+
+
+def test_checkpoint_holds_less_than_two_percent():
+    x = images(2, 3, 32, 32)
+    assert held_megabytes(LearnableResizer(224), x) / 2 > 20
+    # checkpoint() packs what its function receives outside of any hook: u, at the input's size.
+    u = 16 * 32 * 32 * 4 / 1e6
+    assert held_megabytes(LearnableResizer(224, checkpoint=True), x) / 2 + u < 0.4
+
+
+# Learned resizer: layouts, precision, tracing
+
+
+def test_layout_of_the_input_is_kept_and_changes_nothing():
+    resizer = randomise(LearnableResizer(20)).eval()
+    x = images(2, 3, 9, 9)
+    y = resizer(x)
+    assert y.is_contiguous()
+    last = resizer(x.contiguous(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    strided = resizer(x.repeat_interleave(2, dim=3)[..., ::2])
+    torch.testing.assert_close(last, y)
+    torch.testing.assert_close(strided, y)
+
+
+def test_input_is_not_written_to():
+    x = images(2, 3, 9, 9)
+    before = x.clone()
+    train_step(LearnableResizer(20, attention="cbam"), x, images(2, 3, 20, 20))
+    assert torch.equal(x, before)
+
+
+def test_bfloat16_autocast_stays_near_float64():
+    resizer = LearnableResizer(28).train()
+    x, grad = images(4, 3, 8, 8), images(4, 3, 28, 28)
+    exact, exact_gradients = train_step(copy.deepcopy(resizer).double(), x.double(), grad.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        y, gradients = train_step(resizer, x, grad)
+    assert y.dtype == torch.float32
+    # About ten roundings lie between input and output, some of them of values around 4.
+    eps = torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=4 * eps)
+    for ours, theirs in zip(gradients, exact_gradients, strict=True):
+        error = (ours - theirs).norm() / theirs.norm()
+        assert ours.isfinite().all()
+        assert error < 16 * eps or theirs.norm() < 1e-3 * max(g.norm() for g in exact_gradients)
+
+
+MODULES = {
+    "learned": lambda: randomise(LearnableResizer((20, 18)), 0.1),
+    "learned odd": lambda: randomise(LearnableResizer((9, 11), attention="cbam"), 0.1),
+    "learned checkpoint": lambda: randomise(LearnableResizer((20, 18), checkpoint=True), 0.1),
+    "muller": lambda: randomise(MullerResizer((20, 18))),
+    "muller pooled": lambda: MullerResizer((4, 3), average_pool=True, weights=[(2, 0), (-3, 0.1)]),
+    "resize": lambda: Resize((20, 18), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_compiled_whole_trains_as_eager(name):
+    eager = MODULES[name]().double()
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend="aot_eager")
+    for batch in (2, 3):
+        x = images(batch, 3, 9, 10, dtype=torch.float64)
+        grad = images(batch, 3, *eager.size, dtype=torch.float64, seed=1)
+        expected, expected_gradients = train_step(eager, x, grad)
+        y, gradients = train_step(compiled, x, grad)
+        torch.testing.assert_close(y, expected, **EXACT)
+        assert_gradients_close(gradients, expected_gradients)
+    torch.testing.assert_close(compiled._orig_mod.state_dict(), eager.state_dict(), **EXACT)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_exported_with_a_dynamic_batch_matches_eager(name):
+    eager = MODULES[name]().eval()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(
+        eager, (images(2, 3, 9, 10),), dynamic_shapes=({0: batch},), strict=False
+    )
+    for size in (1, 5):
+        x = images(size, 3, 9, 10)
+        torch.testing.assert_close(program.module()(x), eager(x))
+
+
+@pytest.mark.parametrize("name", ["learned", "learned odd", "muller"])
+def test_onnx_runtime_matches_eager(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    eager = MODULES[name]().eval()
+    path = tmp_path / "resizer.onnx"
+    with warnings.catch_warnings():
+        # The exporter reaches for deprecated parts of torch and of itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.onnx.export(
+            eager,
+            (images(2, 3, 9, 10),),
+            path,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            verbose=False,
+        )
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    x = images(5, 3, 9, 10)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(y, eager(x).detach().numpy(), rtol=0, atol=1e-5)
+
+
+# Learned resizer: refusals
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError, "float, got torch.uint8; scale it"),
+        (torch.zeros(3, 8, 8), ValueError, r"\(B, 3, H, W\), got \(3, 8, 8\)"),
+        (torch.zeros(2, 1, 8, 8), ValueError, r"\(B, 3, H, W\), got \(2, 1, 8, 8\)"),
+    ],
+)
+def test_learned_refuses(x, error, message):
+    with pytest.raises(error, match=message):
+        LearnableResizer(16)(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "`size` must be"),
+        ({"size": 8, "channels": 0}, "`channels` must be >= 1"),
+        ({"size": 8, "in_channels": 0}, "`in_channels` must be >= 1"),
+        ({"size": 8, "blocks": -1}, "`blocks` must be >= 0"),
+        ({"size": 8, "attention": "se"}, "`attention` must be None or 'cbam', got 'se'"),
+    ],
+)
+def test_learned_refuses_at_construction(options, message):
+    with pytest.raises(ValueError, match=message):
+        LearnableResizer(**options)
+
+
+# MULLER
+
+
+def muller(x, size, weights, *, kernel_size=5, stddev=1.0, average_pool=False):
+    """The authors' definition for one (H, W) channel, in float64 loops over taps and blocks."""
+    radius = kernel_size // 2
+    taps = np.exp(-((np.arange(kernel_size) - radius) ** 2) / (2 * stddev**2))
+    taps /= taps.sum()
+
+    def blur(image):
+        for axis in (0, 1):
+            width = [(radius, radius) if a == axis else (0, 0) for a in (0, 1)]
+            padded = np.pad(image, width)
+            moved = [
+                np.take(padded, np.arange(image.shape[axis]) + k, axis) for k in range(len(taps))
+            ]
+            image = sum(tap * part for tap, part in zip(taps, moved, strict=True))
+        return image
+
+    def pool(image, block):
+        counts = [-(-n // b) for n, b in zip(image.shape, block, strict=True)]
+        near = [(c * b - n) // 2 for c, b, n in zip(counts, block, image.shape, strict=True)]
+        pooled = np.empty(counts)
+        for i, j in np.ndindex(*counts):
+            top, left = i * block[0] - near[0], j * block[1] - near[1]
+            rows = slice(max(top, 0), top + block[0])
+            pooled[i, j] = image[rows, max(left, 0) : left + block[1]].mean()
+        return pooled
+
+    def resize(image):
+        block = image.shape[0] // size[0], image.shape[1] // size[1]
+        if average_pool and min(block) > 1:
+            image = pool(image, block)
+        return bilinear(torch.from_numpy(image)[None, None], size)[0, 0].numpy()
+
+    result = resize(x)
+    for alpha, beta in weights:
+        blurred = blur(x)
+        result = result + np.tanh(alpha * resize(blurred - x) + beta)
+        x = blurred
+    return result
+
+
+RESNET50 = [(1.892, -0.014), (-11.295, 0.003)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "options"),
+    [
+        ((8, 8), (28, 20), {}),
+        ((9, 12), (4, 5), {}),
+        ((9, 12), (4, 5), {"average_pool": True}),
+        ((11, 13), (3, 4), {"average_pool": True}),
+        ((31, 17), (4, 4), {"average_pool": True}),
+        ((16, 6), (4, 5), {"average_pool": True}),  # no pooling: one side is not halved
+        ((7, 7), (9, 9), {"kernel_size": 3, "stddev": 0.7}),
+        ((1, 3), (4, 4), {}),
+    ],
+)
+def test_muller_matches_the_authors_definition(shape, size, options):
+    x = images(2, 3, *shape, dtype=torch.float64)
+    # The Gaussian is stored in float32, so it is what limits the agreement.
+    y = MullerResizer(size, weights=RESNET50, **options).double()(x).detach()
+    for b, c in np.ndindex(2, 3):
+        expected = muller(x[b, c].numpy(), size, RESNET50, **options)
+        np.testing.assert_allclose(y[b, c], expected, rtol=0, atol=1e-5)
+
+
+def test_muller_starts_as_the_plain_resize_and_learns_from_there():
+    resizer = MullerResizer((20, 24))
+    x = images(2, 3, 9, 9)
+    y = resizer(x)
+    assert torch.equal(y, ops.resize(x, (20, 24), antialias=False))
+    assert sum(p.numel() for p in resizer.parameters()) == 4
+    (y * images(2, 3, 20, 24, seed=1)).sum().backward()
+    assert (resizer.alpha.grad != 0).all()
+    assert (resizer.beta.grad != 0).all()
+
+
+def test_muller_gradients():
+    resizer = MullerResizer((6, 5), layers=3, weights=[(0.5, 0.1), (-1, 0.2), (2, -0.1)]).double()
+    x = images(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
+
+    def run(x, alpha, beta):
+        return torch.func.functional_call(resizer, {"alpha": alpha, "beta": beta}, (x,))
+
+    torch.autograd.gradcheck(run, (x, *resizer.parameters()))
+
+
+def test_muller_adds_no_detail_to_a_constant_image_away_from_the_border():
+    resizer = MullerResizer(24, weights=[(-4, 0), (-4, 0)])
+    y = resizer(torch.full((1, 3, 24, 24), 0.7))
+    inside = y[..., 4:-4, 4:-4]
+    torch.testing.assert_close(inside, torch.full_like(inside, 0.7))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_muller_keeps_small_differences_in_half_precision(dtype):
+    resizer = MullerResizer(20, weights=RESNET50)
+    x = images(2, 3, 9, 9).to(dtype)
+    exact = resizer(x.float())
+    y = resizer(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, exact.to(dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(resizer(x.float()), exact)
+
+
+def test_muller_options_reach_the_plain_resize():
+    x = images(2, 3, 16, 16)
+    y = MullerResizer(6, mode="bicubic", antialias=True)(x)
+    assert torch.equal(y, ops.resize(x, 6, mode="bicubic", antialias=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 0}, "`layers` must be >= 1"),
+        ({"kernel_size": 4}, "`kernel_size` must be odd"),
+        ({"stddev": 0}, "`stddev` must be > 0"),
+        ({"mode": "area"}, "`mode` must be one of"),
+        ({"weights": [(1, 2)]}, r"`weights` must be 2 pairs \(alpha, beta\)"),
+    ],
+)
+def test_muller_refuses_at_construction(options, message):
+    with pytest.raises(ValueError, match=message):
+        MullerResizer(8, **options)
+
+
+def test_muller_refuses():
+    with pytest.raises(TypeError, match="float, got torch.uint8; scale it"):
+        MullerResizer(8)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\), got shape \(3, 4, 4\)"):
+        MullerResizer(8)(torch.zeros(3, 4, 4))
+
+
+# Plain resize
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)},
+        {"mode": "bicubic", "antialias": False},
+        {"dtype": torch.bfloat16, "channels_last": True},
+    ],
+)
+def test_resize_is_the_function(options):
+    x = torch.randint(256, (2, 3, 16, 12), generator=torch.Generator().manual_seed(0)).byte()
+    y, expected = Resize((7, 20), **options)(x), ops.resize(x, (7, 20), **options)
+    assert torch.equal(y, expected)
+    assert (y.dtype, y.stride()) == (expected.dtype, expected.stride())
+
+
+def test_resize_takes_images_of_several_sizes_and_keeps_no_state():
+    resize = Resize(8)
+    assert resize([torch.zeros(3, 5, 6).byte(), torch.zeros(3, 9, 4).byte()]).shape == (2, 3, 8, 8)
+    assert not resize.state_dict()
+
+
+def test_repr_shows_the_arguments():
+    assert "size=(8, 9)" in repr(Resize((8, 9)))
+    assert "layers=2" in repr(MullerResizer(8))
