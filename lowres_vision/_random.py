@@ -11,7 +11,7 @@ import torch
 def stream(*keys: int) -> torch.Generator:
     """Return a fresh CPU generator that depends on ``keys`` and on nothing else.
 
-    The keys are non-negative ints of any size and their order matters. They are mixed by
+    The keys are non-negative ints of any size; their order and number matter. They are mixed by
     ``numpy.random.SeedSequence``, so that near keys give unrelated streams. PyTorch's CPU engine
     takes 32 bits of seed, so two of n streams coincide with probability about n^2 / 2^33: no
     harm in augmentation, but no foundation for cryptography.
@@ -21,5 +21,6 @@ def stream(*keys: int) -> torch.Generator:
         >>> torch.equal(first, again)
         True
     """
-    seed = int(np.random.SeedSequence(keys).generate_state(1, np.uint32)[0])
+    # The count goes first because SeedSequence pads with zeros: (s, e) and (s, e, 0) would meet.
+    seed = int(np.random.SeedSequence((len(keys), *keys)).generate_state(1, np.uint32)[0])
     return torch.Generator().manual_seed(seed)

@@ -54,8 +54,9 @@ class ChannelAttention(nn.Module):
 
     Args:
         channels: Channels of the input, > 0.
-        reduction: The hidden layer has ``max(1, channels // reduction)`` units. With none, the
-            gate would ignore its input without a word.
+        reduction: The hidden layer has ``max(1, channels // reduction)`` ReLU units: with none,
+            the gate would ignore its input without a word. One or two may start dead, with the
+            same effect, so prefer a smaller reduction where there are few channels.
 
     Example:
         >>> ChannelAttention(32)(torch.rand(2, 32, 8, 8)).shape
@@ -73,7 +74,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated ``(B, C, H, W)``; see :class:`ChannelAttention`."""
-        logits = self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))  # (B, C)
+        logits: Tensor = self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))  # (B, C)
         return x * logits.sigmoid()[:, :, None, None]
 
 
@@ -115,6 +116,6 @@ class SpatialAttention(nn.Module):
                 "`x` must hold more than one position to be normalised in training, "
                 f"got shape {tuple(x.shape)}; use a larger batch or drop the last incomplete one"
             )
-        pooled = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), dim=1)  # (B, 2, H, W)
-        gate: Tensor = self.norm(self.conv(pooled)).sigmoid()  # (B, 1, H, W)
-        return x * gate
+        descriptors = x.amax(1, keepdim=True), x.mean(1, keepdim=True)
+        logits: Tensor = self.norm(self.conv(torch.cat(descriptors, dim=1)))  # (B, 1, H, W)
+        return x * logits.sigmoid()

@@ -90,6 +90,6 @@ class GeM(nn.Module):
     def extra_repr(self) -> str:
         """Return the arguments as ``repr`` shows them."""
         learnable = isinstance(self.p, nn.Parameter)
-        known = not (isinstance(self.p, Tensor) and self.p.is_meta)
-        p = f"{float(self.p):.4g}" if known else "?"
+        known = not (isinstance(self.p, nn.Parameter) and self.p.is_meta)
+        p = f"{torch.as_tensor(self.p).item():.4g}" if known else "?"
         return f"p={p}, eps={self.eps:g}, learnable={learnable}"

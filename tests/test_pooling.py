@@ -162,7 +162,7 @@ def test_compiled_and_exported_match_eager(learnable):
 
 
 def test_refuses():
-    with pytest.raises(TypeError, match="`x` must be float, got torch.uint8"):
+    with pytest.raises(TypeError, match="`x` must be float, got"):
         gem_pool2d(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), 3.0)
     with pytest.raises(ValueError, match=r"\(B, C, H, W\), got shape \(2, 7, 512\)"):
         gem_pool2d(torch.zeros(2, 7, 512), 3.0)

@@ -190,6 +190,15 @@ def test_zero_init_is_exactly_the_bilinear_resize(training):
     assert float(resizer.project.weight.grad.abs().max()) > 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_channel_gate_is_alive_from_the_start(seed):
+    torch.manual_seed(seed)
+    resizer = LearnableResizer(16, attention="cbam")
+    resizer(images(4, 3, 8, 8)).square().sum().backward()
+    for name, parameter in resizer.blocks.named_parameters():
+        assert float(parameter.grad.abs().max()) > 0, name
+
+
 # Learned resizer: checkpointing
 
 
@@ -296,6 +305,11 @@ def test_bfloat16_autocast_stays_near_float64():
         error = (ours - theirs).norm() / theirs.norm()
         assert ours.isfinite().all()
         assert error < 16 * eps or theirs.norm() < 1e-3 * max(g.norm() for g in exact_gradients)
+
+
+def test_a_model_without_memory_gives_shapes():
+    with torch.device("meta"):
+        assert LearnableResizer(20, checkpoint=True)(torch.rand(2, 3, 8, 8)).shape == (2, 3, 20, 20)
 
 
 MODULES = {
@@ -519,7 +533,7 @@ def test_muller_refuses_at_construction(options, message):
 
 
 def test_muller_refuses():
-    with pytest.raises(TypeError, match="float, got torch.uint8; scale it"):
+    with pytest.raises(TypeError, match="; scale it first"):
         MullerResizer(8)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"\(B, C, H, W\), got shape \(3, 4, 4\)"):
         MullerResizer(8)(torch.zeros(3, 4, 4))

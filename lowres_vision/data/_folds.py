@@ -29,7 +29,7 @@ class StratifiedFolds:
     Example:
         >>> y = [0, 0, 0, 0, 1, 1]
         >>> [held_out.tolist() for _, held_out in StratifiedFolds(2, seed=1).split(y)]
-        [[0, 1, 4], [2, 3, 5]]
+        [[0, 2, 4], [1, 3, 5]]
 
     References:
         The per-class counts are those of scikit-learn's ``StratifiedKFold``. Unlike it, a class

@@ -27,8 +27,8 @@ def soft_vote(
             sum to 1: averaging logits is a geometric mean, another vote.
 
     Example:
-        >>> soft_vote([[[0.9, 0.1]], [[0.3, 0.7]]]).tolist()
-        [[0.6, 0.4]]
+        >>> soft_vote([[[0.75, 0.25]], [[0.25, 0.75]]], weights=[3, 1]).tolist()
+        [[0.625, 0.375]]
 
     References:
         scikit-learn's ``VotingClassifier(voting="soft")`` gives the same values.

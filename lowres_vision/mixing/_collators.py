@@ -97,8 +97,8 @@ class CutMixCollator(_Collator):
     For a DataLoader's ``collate_fn``. It takes what the dataset yields and returns
 
     - for ``(image, target)`` tuples: ``(images, targets)``;
-    - for :class:`lowres_vision._batch.Sample`: a ``Batch``;
-    - for :class:`lowres_vision._batch.Pair`: a ``PairBatch``, with one box for both resolutions:
+    - for :class:`lowres_vision.data.Sample`: a ``Batch``;
+    - for :class:`lowres_vision.data.Pair`: a ``PairBatch``, with one box for both resolutions:
       drawn on the low one's pixels, whose share is the label, and carried over to the high one
       by :func:`lowres_vision.mixing.scale_mix`.
 

@@ -72,7 +72,7 @@ class MullerResizer(nn.Module):
             raise ValueError(f"`kernel_size` must be odd and > 0, got {kernel_size!r}")
         check_range("stddev", stddev, 0, open_low=True)
         check_choice("mode", mode, ("bilinear", "bicubic"))
-        initial = torch.zeros(layers, 2) if weights is None else torch.tensor(weights, dtype=torch.float32)
+        initial = torch.tensor([(0, 0)] * layers if weights is None else weights).float()
         if initial.shape != (layers, 2):
             raise ValueError(f"`weights` must be {layers} pairs (alpha, beta), got {weights!r}")
         self.mode: Literal["bilinear", "bicubic"] = mode

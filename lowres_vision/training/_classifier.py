@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lowres_vision._batch import Batch
 from lowres_vision._checks import check_choice, check_range
 from lowres_vision._random import stream
+from lowres_vision.losses import check_outputs
 
 # Keys that keep the random streams of one seed apart.
 _TRANSFORM = 1
@@ -56,12 +57,7 @@ class Classifier(L.LightningModule):
         super().__init__()
         check_choice("schedule", schedule, ("cosine", "constant"))
         check_range("warmup", warmup, 0.0, 1.0)
-        given, wanted = getattr(model, "outputs", None), getattr(loss, "outputs", None)
-        if given and wanted and given != wanted:
-            raise ValueError(
-                f"{type(loss).__name__} reads {wanted}, but the model's head gives {given}; "
-                f"choose another head or loss"
-            )
+        check_outputs(model, loss)
         # Depthwise convolutions of a CPU are 9 times faster on channels_last weights and images.
         self.model = model.to(memory_format=torch.channels_last)
         self.loss: Any = loss

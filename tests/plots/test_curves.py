@@ -12,7 +12,7 @@ def test_a_line_per_fold_is_drawn(tmp_path: Path) -> None:
         (tmp_path / f"fold_{fold}").mkdir()
         (tmp_path / f"fold_{fold}" / "metrics.csv").write_text(
             "epoch,step,train_loss,val_accuracy,val_loss,val_macro_f1\n"
-            "0,7,,0.4,1.3,0.35\n0,7,1.38,,,\n1,15,,0.6,1.1,0.55\n1,15,1.2,,,\n"
+            f"0,7,,0.4,1.{fold},0.35\n0,7,1.38,,,\n1,15,,0.{fold},1.1,0.5\n1,15,1.2,,,\n"
         )
     path = learning_curves(tmp_path, tmp_path / "curves.png")
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).astype(int)

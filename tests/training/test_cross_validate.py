@@ -194,5 +194,5 @@ def test_a_loss_that_diverges_stops_the_run(manifest: Manifest, tmp_path: Path) 
 
 
 def test_a_head_and_a_loss_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="ArcFaceLoss reads cosines, but the model's head gives"):
+    with pytest.raises(ValueError, match="ArcFaceLoss reads cosines, ColourNet gives logits"):
         build(ArcFaceLoss())
