@@ -100,14 +100,15 @@ class LowResClassifier(nn.Module):
         if config.get("fixed_input_size"):
             timm_args = {"img_size": self.image_size, **timm_args}
         self.resizer = resizer
-        self.backbone: Any = _create(backbone, timm_args, pretrained, checkpoint_path)
+        self.backbone = _create(backbone, timm_args, pretrained, checkpoint_path)
         _refuse_unread_pixels(self.backbone, backbone, self.image_size)
 
         self.pool = GeM() if pool == "gem" else pool
         width: int = self.backbone.head_hidden_size if pool is None else self.backbone.num_features
-        self.neck: Any = EmbeddingNeck(width) if neck == "embedding" else neck
+        self.neck = EmbeddingNeck(width) if neck == "embedding" else neck
         if self.neck is not None:
-            width = self.neck.out_features
+            width = int(getattr(self.neck, "out_features", 0))
+            check_range("neck.out_features", width, 1)
         self.drop = nn.Dropout(drop)
         self.head = (CosineClassifier if head == "cosine" else nn.Linear)(width, num_classes)
         self.outputs = "logits" if head == "linear" else "cosines"
@@ -147,8 +148,8 @@ def _create(
     timm_args: dict[str, Any],
     pretrained: bool,
     checkpoint_path: str | os.PathLike[str] | None,
-) -> nn.Module:
-    """Return the backbone without its classifier."""
+) -> Any:
+    """Return the backbone without its classifier, a Module of which timm types little."""
     if checkpoint_path is not None:
         return _create_from_file(backbone, timm_args, Path(checkpoint_path))
     try:
@@ -160,7 +161,7 @@ def _create(
         ) from None
 
 
-def _create_from_file(backbone: str, timm_args: dict[str, Any], path: Path) -> nn.Module:
+def _create_from_file(backbone: str, timm_args: dict[str, Any], path: Path) -> Any:
     """Load every weight strictly, the file's own classifier included, then drop that classifier."""
     if not path.is_file():
         raise FileNotFoundError(f"`checkpoint_path` {path} is not a file")
@@ -183,8 +184,7 @@ def _create_from_file(backbone: str, timm_args: dict[str, Any], path: Path) -> n
         raise ValueError(f"`checkpoint_path` {path} does not fit {backbone!r}: {detail}") from error
     model.pretrained_cfg.pop("state_dict", None)
     model.reset_classifier(0)
-    loaded: nn.Module = model
-    return loaded
+    return model
 
 
 def _refuse_unread_pixels(model: Any, name: str, size: tuple[int, int]) -> None:

@@ -11,6 +11,11 @@ from lowres_vision.attention import CBAM, ChannelAttention, SpatialAttention
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def sigmoid(value):
     return 1 / (1 + math.exp(-value))
 
@@ -144,7 +149,6 @@ def test_fewer_channels_than_the_reduction_still_gate_by_the_input(channels):
 
 
 def test_fresh_weights_let_both_gates_learn():
-    torch.manual_seed(0)
     module = CBAM(32, reduction=4)
     module(features(2, 32, 4, 4).float()).square().sum().backward()
     for name, parameter in module.named_parameters():

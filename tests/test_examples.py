@@ -17,7 +17,8 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-TINY = "--backbone test_vit --image-size 64 --no-pretrained --folds 2 --epochs 1 --flip 0.5".split()
+TINY = ["--backbone", "test_vit", "--image-size", 64, "--no-pretrained", "--folds", 2]
+TINY += ["--epochs", 1, "--flip", 0.5]
 
 
 @pytest.mark.parametrize("setting", ["64", "256to64", "64to256", "64to224"])

@@ -122,7 +122,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"weights\.safetensors does not fit 'test_resnet'.*layer2"
     ):
         LowResClassifier("test_resnet", 3, checkpoint_path=path)
-    with pytest.raises(FileNotFoundError, match="`checkpoint_path` .*nowhere.pth is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"`checkpoint_path` .*nowhere\.pth is not a file"):
         LowResClassifier("test_resnet", 3, checkpoint_path=tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="not both"):
         LowResClassifier("test_resnet", 3, checkpoint_path=path, pretrained=True)
@@ -138,9 +138,9 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch: pytest.Mon
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="timm model, got 'resnet1' .near ones: resnet"):
+    with pytest.raises(ValueError, match=r"timm model, got 'resnet1' \(near ones: resnet"):
         LowResClassifier("resnet1", 2)
-    with pytest.raises(ValueError, match="timm model, got 'beit_base_patch16_224.nope'"):
+    with pytest.raises(ValueError, match=r"timm model, got 'beit_base_patch16_224\.nope'"):
         LowResClassifier("beit_base_patch16_224.nope", 2)
     with pytest.raises(ValueError, match="`num_classes` must be >= 2, got 1"):
         LowResClassifier("test_resnet", 1)

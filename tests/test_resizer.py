@@ -14,6 +14,11 @@ from lowres_vision.resizer import LearnableResizer, MullerResizer, Resize
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 def bilinear_matrix(source, target):
     """Half-pixel centres, no antialias, written from the definition."""
     matrix = torch.zeros(target, source, dtype=torch.float64)
@@ -298,9 +303,9 @@ def test_bfloat16_autocast_stays_near_float64():
     with torch.autocast("cpu", torch.bfloat16):
         y, gradients = train_step(resizer, x, grad)
     assert y.dtype == torch.float32
-    # About ten roundings lie between input and output, some of them of values around 4.
+    # About ten roundings of half an eps lie between input and output, of values up to 4.
     eps = torch.finfo(torch.bfloat16).eps
-    torch.testing.assert_close(y.double(), exact, rtol=0, atol=4 * eps)
+    torch.testing.assert_close(y.double(), exact, rtol=0, atol=10 * eps / 2 * 4)
     for ours, theirs in zip(gradients, exact_gradients, strict=True):
         error = (ours - theirs).norm() / theirs.norm()
         assert ours.isfinite().all()

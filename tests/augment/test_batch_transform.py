@@ -74,7 +74,7 @@ def test_mix_is_applied_to_the_cropped_images() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="`flip` must be >= 0.0 and <= 1.0, got 2"):
+    with pytest.raises(ValueError, match=r"`flip` must be >= 0\.0 and <= 1\.0, got 2"):
         BatchTransform(24, mean=MEAN, std=STD, flip=2)
     with pytest.raises(ValueError, match=r"`size` must be \(height, width\) with both > 0"):
         BatchTransform((0, 4), mean=MEAN, std=STD)

@@ -187,7 +187,7 @@ def test_faults_are_told_before_training(manifest: Manifest, toy: Path, tmp_path
 
 
 def test_a_loss_that_diverges_stops_the_run(manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="val_loss is (nan|inf) after epoch 0; lower"):
+    with pytest.raises(FloatingPointError, match=r"val_loss is (nan|inf) after epoch 0; lower"):
         cross_validate(
             manifest, partial(build, lr=1e30), out=tmp_path, folds=StratifiedFolds(2), epochs=2
         )

@@ -62,6 +62,7 @@ typedef struct {
     float *line; /* one row between the passes */
     float *ring; /* the last grid->rows.taps rows */
     int loaded;  /* the next input row to read */
+    int slot;    /* where in the ring it goes */
 } Plane;
 
 /* What one thread works with: images and their partners, and rows of the result. */
@@ -153,53 +154,55 @@ static int planes_begin(Worker *worker, int side, const Job *job, int64_t index,
 }
 
 static void plane_row(Plane *plane, const Grid *grid, const RowKernels *kernels, int type, int y,
-                      float *out) {
+                      float *out, int stream) {
     const Axis *rows = &grid->rows, *columns = &grid->columns;
     size_t ring_row = ring_row_floats(grid);
     int first = rows->first[y], count = rows->count[y];
     if (plane->loaded < first) plane->loaded = first;
     for (; plane->loaded < first + count; plane->loaded++) {
         const char *source = plane->data + plane->loaded * plane->row;
-        float *slot = plane->ring + (size_t)(plane->loaded % rows->taps) * ring_row;
+        float *slot = plane->ring + (size_t)plane->slot * ring_row;
         float *line = grid->columns_first ? plane->line : slot;
         kernels->load(line, source, type, plane->column, columns->inputs, plane->gain,
                       plane->bias);
         if (grid->columns_first) kernels->horizontal(slot, line, columns);
+        if (++plane->slot == rows->taps) plane->slot = 0;
     }
 
     float *sum = grid->columns_first ? out : plane->line;
     int width = grid->columns_first ? columns->outputs : columns->inputs;
     if (count == 0) memset(sum, 0, sizeof(float) * (size_t)width);
+    int slot = plane->slot - (plane->loaded - first);
+    if (slot < 0) slot += rows->taps;
     for (int k = 0; k < count; k += 4) {
         const float *sources[4];
-        float weights[4] = {0};
+        float weights[4];
         int some = count - k < 4 ? count - k : 4;
-        for (int i = 0; i < 4; i++) {
-            int tap = k + (i < some ? i : 0);
-            sources[i] = plane->ring + (size_t)((first + tap) % rows->taps) * ring_row;
-            if (i < some) weights[i] = rows->weight[(size_t)tap * rows->stride + y];
+        for (int i = 0; i < some; i++) {
+            sources[i] = plane->ring + (size_t)slot * ring_row;
+            weights[i] = rows->weight[(size_t)(k + i) * (size_t)rows->stride + (size_t)y];
+            if (++slot == rows->taps) slot = 0;
         }
-        kernels->combine(sum, sources, weights, some, k > 0, width);
+        for (int i = some; i < 4; i++) {
+            sources[i] = sources[0];
+            weights[i] = 0;
+        }
+        if (stream && count <= 4) kernels->combine_stream(sum, sources, weights, some, width);
+        else kernels->combine(sum, sources, weights, some, k > 0, width);
     }
     if (!grid->columns_first) kernels->horizontal(out, sum, columns);
 }
 
-/* Bring the partner's pixels into row y of an image. */
-static void mix_row(Worker *worker, const Job *job, const RowKernels *kernels, int64_t index,
-                    int64_t channel, int y) {
-    Plane *partner = &worker->planes[1][channel];
-    int width = (int)job->width;
-    if (!job->paste) {
-        plane_row(partner, &worker->grids[1], kernels, job->image_type, y, worker->other);
-        kernels->blend(worker->row, worker->other, job->lam[index], width);
-        return;
-    }
+/* The columns [*left, *right) that row y of an image takes from its partner. */
+static int pasted(const Job *job, int64_t index, int y, int64_t *left, int64_t *right) {
+    *left = 0;
+    *right = job->width;
+    if (!job->partner) return 0;
+    if (!job->paste) return 1;
     const int64_t *box = job->paste + 4 * index;
-    int64_t left = box[1] < 0 ? 0 : box[1];
-    int64_t right = box[1] + box[3] < width ? box[1] + box[3] : width;
-    if (y < box[0] || y >= box[0] + box[2] || left >= right) return;
-    plane_row(partner, &worker->grids[1], kernels, job->image_type, y, worker->other);
-    memcpy(worker->row + left, worker->other + left, sizeof(float) * (size_t)(right - left));
+    *left = box[1] < 0 ? 0 : box[1];
+    if (box[1] + box[3] < *right) *right = box[1] + box[3];
+    return y >= box[0] && y < box[0] + box[2] && *left < *right;
 }
 
 /* Write channels [from, to) of an image: one plane, or all of them as pixels. */
@@ -209,28 +212,50 @@ static int write_image(Worker *worker, const Job *job, int64_t index, int64_t fr
     if (job->partner && planes_begin(worker, 1, job, job->partner[index], from, to)) return -1;
     const Grid *grid = &worker->grids[0];
     int width = (int)job->width, bytes = TYPE_BYTES[job->result_type];
-    size_t row_bytes = (size_t)width * (size_t)bytes;
+    size_t row_bytes = (size_t)width * (size_t)bytes, size = row_bytes * (size_t)(to - from);
+    char *target = (char *)job->result +
+                   (size_t)((index * job->channels + from) * job->height) * row_bytes;
+    int stream = job->stream && size % 64 == 0 && (uintptr_t)target % 64 == 0;
+    /* Where nothing is left to do to a row of sums, they are made in place. */
+    int in_place = job->result_type == FLOAT32 && !job->channels_last && !job->backward &&
+                   grid->columns_first;
     /* Going backward, the box is a part of the result and the rest of it is zero. */
     int top = job->backward ? grid->rows.offset : 0;
     int left = job->backward ? grid->columns.offset : 0;
     if (job->backward) memset(worker->row, 0, sizeof(float) * (size_t)width);
 
-    for (int y = 0; y < job->height; y++) {
-        int inside = y >= top && y < top + grid->rows.outputs;
+    for (int y = 0; y < job->height; y++, target += size) {
+        int64_t begin, end;
+        int mixed = pasted(job, index, y, &begin, &end);
+        if (in_place && !mixed) {
+            plane_row(worker->planes[0], grid, kernels, job->image_type, y, (float *)target,
+                      stream);
+            continue;
+        }
         const void *written = worker->packed;
         for (int64_t c = 0; c < to - from; c++) {
-            if (inside) {
-                plane_row(&worker->planes[0][c], grid, kernels, job->image_type, y - top,
-                          worker->row + left);
-                if (job->partner) mix_row(worker, job, kernels, index, c, y);
+            float *row = worker->row;
+            if (y < top || y >= top + grid->rows.outputs) {
+                memset(row, 0, sizeof(float) * (size_t)width);
             } else {
-                memset(worker->row, 0, sizeof(float) * (size_t)width);
+                plane_row(&worker->planes[0][c], grid, kernels, job->image_type, y - top,
+                          row + left, 0);
+            }
+            if (mixed) {
+                plane_row(&worker->planes[1][c], &worker->grids[1], kernels, job->image_type, y,
+                          worker->other, 0);
+                if (job->paste) {
+                    memcpy(row + begin, worker->other + begin,
+                           sizeof(float) * (size_t)(end - begin));
+                } else {
+                    kernels->blend(row, worker->other, job->lam[index], width);
+                }
             }
             if (job->result_type == FLOAT32 && !job->channels_last) {
-                written = worker->row;
+                written = row;
             } else {
-                kernels->store(worker->packed + row_bytes * (size_t)c, worker->row,
-                               job->result_type, width);
+                kernels->store(worker->packed + row_bytes * (size_t)c, row, job->result_type,
+                               width);
             }
         }
         if (job->channels_last) {
@@ -238,10 +263,7 @@ static int write_image(Worker *worker, const Job *job, int64_t index, int64_t fr
                                 width);
             written = worker->pixels;
         }
-        size_t size = row_bytes * (size_t)(to - from);
-        int64_t before = ((index * job->channels + from) * job->height + y * (to - from));
-        char *target = (char *)job->result + before * (int64_t)row_bytes;
-        if (job->stream) stream_copy(target, written, size);
+        if (stream) kernels->stream(target, written, size);
         else memcpy(target, written, size);
     }
     return 0;

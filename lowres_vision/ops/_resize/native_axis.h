@@ -126,7 +126,8 @@ static int axis_forward(Axis *axis, const AxisKey *key) {
     double support = (key->bicubic ? 2 : 1) * widen;
     int nearest = key->bicubic ? 4 : 2;
     int taps = nearest;
-    if (key->antialias) taps = clamp_int((int)ceil(2 * support) + 1, 1, high - low + 1);
+    /* An open interval holds at most as many pixel centres as it is long, rounded up. */
+    if (key->antialias) taps = clamp_int((int)ceil(2 * support), 1, high - low + 1);
     double a = key->antialias ? -0.5 : -0.75;
 
     axis->offset = low;
@@ -139,7 +140,7 @@ static int axis_forward(Axis *axis, const AxisKey *key) {
         if (key->antialias) {
             int from = clamp_int((int)floor(centre - support - 0.5) + 1, low, high);
             int to = clamp_int((int)ceil(centre + support - 0.5) - 1, from, high);
-            if (to - from >= taps) to = from + taps - 1;
+            if (to - from >= taps) to = from + taps - 1; /* by rounding; its weight is 0 */
             double sum = 0;
             for (int j = from; j <= to; j++) {
                 sum += filter((j + 0.5 - centre) * inverse, key->bicubic, a);

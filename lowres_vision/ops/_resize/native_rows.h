@@ -21,8 +21,6 @@
 #if defined(__GNUC__) && defined(__x86_64__)
 #define LRV_X86 1
 #include <immintrin.h>
-#elif defined(__x86_64__) || defined(_M_X64)
-#include <emmintrin.h>
 #endif
 
 enum { PORTABLE, AVX2, AVX512 };
@@ -37,6 +35,9 @@ typedef struct {
     /* row = sum of count <= 4 weighted rows, added to what is there if `add` */
     void (*combine)(float *row, const float *const *rows, const float *weights, int count, int add,
                     int width);
+    /* The same past the caches; row on a cache line, width a multiple of 16. */
+    void (*combine_stream)(float *row, const float *const *rows, const float *weights, int count,
+                           int width);
     /* row[i] = sum_k weight[k][i] * source[first[i] + k] */
     void (*horizontal)(float *row, const float *source, const Axis *axis);
     /* row = a * row + (1 - a) * other */
@@ -46,6 +47,8 @@ typedef struct {
     /* rows of elements, one per channel, to pixels */
     void (*interleave)(void *target, const void *rows, size_t row_bytes, int bytes, int channels,
                        int width);
+    /* Copy past the caches; target on a cache line, bytes a multiple of 64. */
+    void (*stream)(void *target, const void *source, size_t bytes);
 } RowKernels;
 
 ALWAYS_INLINE float float_from_bits(uint32_t bits) {
@@ -221,8 +224,9 @@ ALWAYS_INLINE void interleave_body(void *target, const void *rows, size_t row_by
                                                   int width) {                                  \
         interleave_body(target, rows, row_bytes, bytes, channels, width);                       \
     }                                                                                           \
-    static const RowKernels ROWS_##set = {load_##set,  combine_##set, horizontal_##set,         \
-                                          blend_##set, store_##set,   interleave_##set};
+    static const RowKernels ROWS_##set = {                                                      \
+        load_##set,  combine_##set, combine_stream_##set, horizontal_##set,                     \
+        blend_##set, store_##set,   interleave_##set,     stream_##set};
 
 static void horizontal_portable(float *row, const float *source, const Axis *axis) {
     if (axis->taps == 2) { /* worth a loop of its own: all enlarging is done here */
@@ -234,6 +238,16 @@ static void horizontal_portable(float *row, const float *source, const Axis *axi
     } else {
         horizontal_body(row, source, axis);
     }
+}
+
+/* Ordinary stores: a portable build has no others. */
+static void combine_stream_portable(float *row, const float *const *rows, const float *weights,
+                                    int count, int width) {
+    combine_body(row, rows, weights, count, 0, width);
+}
+
+static void stream_portable(void *target, const void *source, size_t bytes) {
+    memcpy(target, source, bytes);
 }
 
 DEFINE_ROWS(portable, )
@@ -248,7 +262,10 @@ DEFINE_ROWS(portable, )
 #define AVX512_TARGET \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")))
 
-AVX2_TARGET static void horizontal_avx2(float *row, const float *source, const Axis *axis) {
+/* `taps` is a constant where it is 2 or 4, so that the loops over it disappear. */
+
+AVX2_TARGET ALWAYS_INLINE void horizontal_avx2_taps(float *row, const float *source,
+                                                    const Axis *axis, int taps) {
     const __m256i one = _mm256_set1_epi32(1);
     for (int i = 0; i < axis->outputs; i += 8) {
         const int32_t *first = axis->first + i;
@@ -260,14 +277,14 @@ AVX2_TARGET static void horizontal_avx2(float *row, const float *source, const A
         __m256 sum = _mm256_setzero_ps();
         if (axis->span8 <= 8) {
             __m256 a = _mm256_loadu_ps(window);
-            for (int k = 0; k < axis->taps; k++, weight += axis->stride) {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
                 sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), _mm256_permutevar8x32_ps(a, at),
                                       sum);
                 at = _mm256_add_epi32(at, one);
             }
         } else if (axis->span8 <= 16) {
             __m256 a = _mm256_loadu_ps(window), b = _mm256_loadu_ps(window + 8);
-            for (int k = 0; k < axis->taps; k++, weight += axis->stride) {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
                 __m256 in_b = _mm256_castsi256_ps(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(7)));
                 __m256 pixel = _mm256_blendv_ps(_mm256_permutevar8x32_ps(a, at),
                                                 _mm256_permutevar8x32_ps(b, at), in_b);
@@ -275,7 +292,7 @@ AVX2_TARGET static void horizontal_avx2(float *row, const float *source, const A
                 at = _mm256_add_epi32(at, one);
             }
         } else {
-            for (int k = 0; k < axis->taps; k++, weight += axis->stride) {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
                 __m256 pixel = _mm256_i32gather_ps(window + k, at, 4);
                 sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), pixel, sum);
             }
@@ -284,7 +301,32 @@ AVX2_TARGET static void horizontal_avx2(float *row, const float *source, const A
     }
 }
 
-AVX512_TARGET static void horizontal_avx512(float *row, const float *source, const Axis *axis) {
+AVX2_TARGET static void horizontal_avx2(float *row, const float *source, const Axis *axis) {
+    if (axis->taps == 2) horizontal_avx2_taps(row, source, axis, 2);
+    else if (axis->taps == 4) horizontal_avx2_taps(row, source, axis, 4);
+    else horizontal_avx2_taps(row, source, axis, axis->taps);
+}
+
+AVX2_TARGET static void combine_stream_avx2(float *row, const float *const *rows,
+                                            const float *weights, int count, int width) {
+    for (int i = 0; i < width; i += 8) {
+        __m256 sum = _mm256_mul_ps(_mm256_set1_ps(weights[0]), _mm256_loadu_ps(rows[0] + i));
+        for (int k = 1; k < count; k++) {
+            sum = _mm256_fmadd_ps(_mm256_set1_ps(weights[k]), _mm256_loadu_ps(rows[k] + i), sum);
+        }
+        _mm256_stream_ps(row + i, sum);
+    }
+}
+
+AVX2_TARGET static void stream_avx2(void *target, const void *source, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 32) {
+        __m256i part = _mm256_loadu_si256((const __m256i *)((const char *)source + i));
+        _mm256_stream_si256((__m256i *)((char *)target + i), part);
+    }
+}
+
+AVX512_TARGET ALWAYS_INLINE void horizontal_avx512_taps(float *row, const float *source,
+                                                        const Axis *axis, int taps) {
     const __m512i one = _mm512_set1_epi32(1), second_half = _mm512_set1_epi32(32);
     for (int i = 0; i < axis->outputs; i += 16) {
         const int32_t *first = axis->first + i;
@@ -293,9 +335,15 @@ AVX512_TARGET static void horizontal_avx512(float *row, const float *source, con
         const float *window = source + origin;
         __m512i at = _mm512_sub_epi32(_mm512_loadu_si512(first), _mm512_set1_epi32(origin));
         __m512 sum = _mm512_setzero_ps();
-        if (axis->span16 <= 32) {
+        if (axis->span16 <= 16) {
+            __m512 a = _mm512_loadu_ps(window);
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), _mm512_permutexvar_ps(at, a), sum);
+                at = _mm512_add_epi32(at, one);
+            }
+        } else if (axis->span16 <= 32) {
             __m512 a = _mm512_loadu_ps(window), b = _mm512_loadu_ps(window + 16);
-            for (int k = 0; k < axis->taps; k++, weight += axis->stride) {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
                 __m512 pixel = _mm512_permutex2var_ps(a, at, b);
                 sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
                 at = _mm512_add_epi32(at, one);
@@ -303,7 +351,7 @@ AVX512_TARGET static void horizontal_avx512(float *row, const float *source, con
         } else if (axis->span16 <= 64) {
             __m512 a = _mm512_loadu_ps(window), b = _mm512_loadu_ps(window + 16);
             __m512 c = _mm512_loadu_ps(window + 32), d = _mm512_loadu_ps(window + 48);
-            for (int k = 0; k < axis->taps; k++, weight += axis->stride) {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
                 __mmask16 late = _mm512_test_epi32_mask(at, second_half);
                 __m512 pixel = _mm512_mask_blend_ps(late, _mm512_permutex2var_ps(a, at, b),
                                                     _mm512_permutex2var_ps(c, at, d));
@@ -311,12 +359,45 @@ AVX512_TARGET static void horizontal_avx512(float *row, const float *source, con
                 at = _mm512_add_epi32(at, one);
             }
         } else {
-            for (int k = 0; k < axis->taps; k++, weight += axis->stride) {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
                 __m512 pixel = _mm512_i32gather_ps(at, window + k, 4);
                 sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
             }
         }
         _mm512_storeu_ps(row + i, sum);
+    }
+}
+
+AVX512_TARGET static void horizontal_avx512(float *row, const float *source, const Axis *axis) {
+    if (axis->taps == 2) horizontal_avx512_taps(row, source, axis, 2);
+    else if (axis->taps == 4) horizontal_avx512_taps(row, source, axis, 4);
+    else horizontal_avx512_taps(row, source, axis, axis->taps);
+}
+
+AVX512_TARGET static void combine_stream_avx512(float *row, const float *const *rows,
+                                                const float *weights, int count, int width) {
+    if (count == 2) {
+        const float *r0 = rows[0], *r1 = rows[1];
+        __m512 u = _mm512_set1_ps(weights[0]), v = _mm512_set1_ps(weights[1]);
+        for (int i = 0; i < width; i += 16) {
+            __m512 sum = _mm512_mul_ps(u, _mm512_loadu_ps(r0 + i));
+            _mm512_stream_ps(row + i, _mm512_fmadd_ps(v, _mm512_loadu_ps(r1 + i), sum));
+        }
+        return;
+    }
+    for (int i = 0; i < width; i += 16) {
+        __m512 sum = _mm512_mul_ps(_mm512_set1_ps(weights[0]), _mm512_loadu_ps(rows[0] + i));
+        for (int k = 1; k < count; k++) {
+            sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[k]), _mm512_loadu_ps(rows[k] + i), sum);
+        }
+        _mm512_stream_ps(row + i, sum);
+    }
+}
+
+AVX512_TARGET static void stream_avx512(void *target, const void *source, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) {
+        __m512i part = _mm512_loadu_si512((const char *)source + i);
+        _mm512_stream_si512((__m512i *)((char *)target + i), part);
     }
 }
 
@@ -349,28 +430,9 @@ static const RowKernels *rows_kernels(int set) {
     return &ROWS_portable;
 }
 
-/* Copy past the caches: worth it for a result that outgrows them anyway, since an ordinary store
- * first reads each line from memory. */
-static void stream_copy(void *target, const void *source, size_t bytes) {
-#if defined(__x86_64__) || defined(_M_X64)
-    char *to = target;
-    const char *from = source;
-    size_t head = -(uintptr_t)to & 15;
-    if (head > bytes) head = bytes;
-    memcpy(to, from, head);
-    size_t body = (bytes - head) / 16 * 16;
-    for (size_t i = head; i < head + body; i += 16) {
-        _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
-    }
-    memcpy(to + head + body, from + head + body, bytes - head - body);
-#else
-    memcpy(target, source, bytes);
-#endif
-}
-
 /* Make streamed stores visible to other threads. */
 static void stream_end(void) {
-#if defined(__x86_64__) || defined(_M_X64)
+#if LRV_X86
     _mm_sfence();
 #endif
 }
