@@ -29,7 +29,6 @@ autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Shape", "params_style")]
 
 # References into other projects have no inventory here; everything of our own must resolve.
 nitpick_ignore_regex = [

@@ -1,5 +1,4 @@
 import copy
-import warnings
 
 import numpy as np
 import pytest
@@ -306,10 +305,9 @@ def test_bfloat16_autocast_stays_near_float64():
     # About ten roundings of half an eps lie between input and output, of values up to 4.
     eps = torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(y.double(), exact, rtol=0, atol=10 * eps / 2 * 4)
-    for ours, theirs in zip(gradients, exact_gradients, strict=True):
-        error = (ours - theirs).norm() / theirs.norm()
-        assert ours.isfinite().all()
-        assert error < 16 * eps or theirs.norm() < 1e-3 * max(g.norm() for g in exact_gradients)
+    gradient = torch.cat([g.flatten() for g in gradients])
+    expected = torch.cat([g.flatten() for g in exact_gradients])
+    assert (gradient - expected).norm() < 8 * eps * expected.norm()
 
 
 def test_a_model_without_memory_gives_shapes():
@@ -328,9 +326,10 @@ MODULES = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_compiled_whole_trains_as_eager(name):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_whole_trains_as_eager(name, backend):
     eager = MODULES[name]().double()
-    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=backend)
     for batch in (2, 3):
         x = images(batch, 3, 9, 10, dtype=torch.float64)
         grad = images(batch, 3, *eager.size, dtype=torch.float64, seed=1)
@@ -359,18 +358,14 @@ def test_onnx_runtime_matches_eager(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     eager = MODULES[name]().eval()
     path = tmp_path / "resizer.onnx"
-    with warnings.catch_warnings():
-        # The exporter reaches for deprecated parts of torch and of itself.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.onnx.export(
-            eager,
-            (images(2, 3, 9, 10),),
-            path,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            dynamo=True,
-            verbose=False,
-        )
+    torch.onnx.export(
+        eager,
+        (images(2, 3, 9, 10),),
+        path,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        dynamo=True,
+        verbose=False,
+    )
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     x = images(5, 3, 9, 10)
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -552,7 +547,7 @@ def test_muller_refuses():
     [
         {},
         {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)},
-        {"mode": "bicubic", "antialias": False},
+        {"mean": torch.tensor([0.5, 0.4, 0.3]), "mode": "bicubic", "antialias": False},
         {"dtype": torch.bfloat16, "channels_last": True},
     ],
 )

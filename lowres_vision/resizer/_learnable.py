@@ -36,8 +36,8 @@ class LearnableResizer(nn.Module):
     Up-scaling costs time and memory at the output's size: seven activations of
     ``channels * height * width`` are kept for the backward pass, 23 MB an image at 224 x 224.
     ``checkpoint=True`` keeps those at the input's size alone, 0.2 MB an image from 32 x 32, and
-    computes the others again in the backward pass. Outputs and gradients are the same to the
-    bit, and the running statistics move once.
+    computes the others again in the backward pass. Outputs and gradients are the same, to the bit
+    where the device is deterministic, and the running statistics move once.
 
     On the CPU the layers work in ``torch.channels_last`` memory format, whatever that of ``x``
     and of the weights; the output has the format of ``x``.
@@ -59,10 +59,10 @@ class LearnableResizer(nn.Module):
         (torch.Size([2, 3, 224, 224]), 12035)
 
     References:
-        Talebi and Milanfar, 2021, https://arxiv.org/abs/2103.09950, whose defaults these are.
-        Agrees with the Keras example's graph for the same weights and BatchNorm epsilon (1e-3
-        there, 1e-5 here), but chains the blocks, which that example does not. ``attention``,
-        ``zero_init`` and ``checkpoint`` are additions. CBAM: Woo et al., 2018,
+        Talebi and Milanfar, 2021, https://arxiv.org/abs/2103.09950. Layers and defaults are those
+        of the Keras example "Learning to Resize in Computer Vision", but the blocks are chained,
+        which that example forgets, and BatchNorm's epsilon is PyTorch's 1e-5, not 1e-3.
+        ``attention``, ``zero_init`` and ``checkpoint`` are additions. CBAM: Woo et al., 2018,
         https://arxiv.org/abs/1807.06521.
     """
 
@@ -175,11 +175,12 @@ class _Block(nn.Module):
 
 
 class _Conv7x7(nn.Conv2d):
-    """The convolution to the image, computed at every second position for four of its outputs.
+    """The convolution to the image; on the CPU, four outputs are computed at a time.
 
-    A CPU convolution fills its vectors with output channels, of which an image has three. Four
-    neighbours of each, with the kernel at four offsets in an 8 x 8 frame, make twelve. Forward
-    and backward together take 0.73 of the time, 16 channels at 224 x 224.
+    A CPU convolution fills its vectors with output channels, of which an image has three. Shifted
+    to four places in an 8 x 8 frame and moved by two pixels, the kernel gives twelve, one set for
+    each pixel of a 2 x 2 block: forward and backward in 45 ms instead of 94, 8 images of 16
+    channels at 224 x 224 on one core.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

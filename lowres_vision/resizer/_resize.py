@@ -35,8 +35,8 @@ class Resize(nn.Module):
         self,
         size: int | tuple[int, int],
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
         mode: Literal["bilinear", "bicubic"] = "bilinear",
         antialias: bool = True,
         dtype: torch.dtype | None = None,
@@ -45,8 +45,8 @@ class Resize(nn.Module):
         super().__init__()
         self.size = check_size("size", size)
         check_choice("mode", mode, ("bilinear", "bicubic"))
-        self.mean = None if mean is None else tuple(mean)
-        self.std = None if std is None else tuple(std)
+        self.mean = None if mean is None else tuple(float(value) for value in mean)
+        self.std = None if std is None else tuple(float(value) for value in std)
         self.mode: Literal["bilinear", "bicubic"] = mode
         self.antialias = antialias
         self.dtype = dtype
