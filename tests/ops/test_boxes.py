@@ -4,7 +4,7 @@ from torchvision.transforms.v2 import RandomResizedCrop
 
 from lowres_vision.ops import random_resized_crop_boxes
 
-N = 20_000
+N = 8_000
 
 
 def torchvision_boxes(size, scale, ratio):

@@ -111,10 +111,8 @@ def check_forward(case, instructions=None):
     out = torch.full((*images.shape[:2], height, width), torch.nan, dtype=dtype)
     out = out.contiguous(memory_format=layout)
     native.run(out, [images], *settings, partner, lam, paste, instructions=instructions)
-    expected = compose(
-        [images.double()], height, width, *settings, torch.float64, partner, lam, paste,
-        ragged=False,
-    )  # fmt: skip
+    mix = (partner, lam, paste)
+    expected = compose([images.double()], height, width, settings, mix, torch.float64, ragged=False)
     atol = tolerance(dtype, max(1.0, expected.abs().max().item()))
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=atol)
 

@@ -124,18 +124,18 @@ def resize(
         _check_out(out, (B, C, height, width), channels_last, items)
     gain, bias = _affine(first, C, mean, std)
     boxes = None if boxes is None else boxes.detach()
-    partner, lam, paste = (None, None, None) if mix is None else mix
+    mixing = mix if mix is not None else (None, None, None)
     settings = (boxes, flip, gain, bias, mode, antialias)
     if not _kernel_serves(impl, items, dtype, (height, width), ragged=ragged):
-        result = compose(items, height, width, *settings, dtype, partner, lam, paste, ragged=ragged)
+        result = compose(items, height, width, settings, mixing, dtype, ragged=ragged)
         if out is not None:
             return out.copy_(result)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return result.to(dtype).contiguous(memory_format=layout)
     if out is not None:
-        resize_out_op(out, list(items), ragged, *settings, partner, lam, paste)
+        resize_out_op(out, list(items), ragged, *settings, *mixing)
         return out
-    rest = (height, width, *settings, dtype, channels_last, partner, lam, paste)
+    rest = (height, width, *settings, dtype, channels_last, *mixing)
     result = resize_ragged_op(list(items), *rest) if ragged else resize_op(items[0], *rest)
     return cast(Tensor, result)
 
@@ -180,8 +180,7 @@ def _kernel_serves(
     # every runtime knows.
     if differentiable and torch._C._are_functorch_transforms_active():
         return False
-    tracing = torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return serves and not tracing
+    return serves and not torch.compiler.is_exporting() and torch._C._get_tracing_state() is None
 
 
 def _affine(

@@ -72,7 +72,10 @@ typedef struct {
     float *arenas[2];
     size_t arena_room[2];
     float *row, *other;
-    char *packed, *pixels;
+    char *packed; /* a row of each channel, in the result's type */
+    const float **sources; /* rows to be summed, */
+    float *weights;        /* their weights, */
+    int listed, list_room; /* how many there are and may be */
 } Worker;
 
 typedef struct {
@@ -82,11 +85,11 @@ typedef struct {
 } Task;
 
 static size_t line_floats(const Grid *grid) {
-    return (size_t)grid->columns.inputs + (size_t)grid->columns.taps + SLACK;
+    return (size_t)whole_lanes(grid->columns.inputs + grid->columns.taps + SLACK);
 }
 
 static size_t ring_row_floats(const Grid *grid) {
-    return grid->columns_first ? (size_t)grid->columns.stride : (size_t)grid->columns.inputs;
+    return (size_t)(grid->columns_first ? grid->columns.stride : whole_lanes(grid->columns.inputs));
 }
 
 static int grid_set(Grid *grid, const Job *job, int64_t index) {
@@ -125,8 +128,8 @@ static int planes_begin(Worker *worker, int side, const Job *job, int64_t index,
     size_t line = line_floats(grid), ring = (size_t)grid->rows.taps * ring_row_floats(grid);
     size_t floats = (line + ring) * (size_t)(to - from);
     if (floats > worker->arena_room[side]) {
-        free(worker->arenas[side]);
-        worker->arenas[side] = malloc(sizeof(float) * floats);
+        lines_free(worker->arenas[side]);
+        worker->arenas[side] = lines_alloc(sizeof(float) * floats);
         worker->arena_room[side] = worker->arenas[side] ? floats : 0;
         if (!worker->arenas[side]) return -1;
     }
@@ -153,8 +156,22 @@ static int planes_begin(Worker *worker, int side, const Job *job, int64_t index,
     return 0;
 }
 
-static void plane_row(Plane *plane, const Grid *grid, const RowKernels *kernels, int type, int y,
-                      float *out, int stream) {
+/* Room to list the rows of an image and its partner. */
+static int list_reserve(Worker *worker) {
+    int most = worker->grids[0].rows.taps + worker->grids[1].rows.taps;
+    if (most <= worker->list_room) return 0;
+    free(worker->sources);
+    free(worker->weights);
+    worker->sources = malloc(sizeof(float *) * (size_t)most);
+    worker->weights = malloc(sizeof(float) * (size_t)most);
+    worker->list_room = worker->sources && worker->weights ? most : 0;
+    return worker->list_room ? 0 : -1;
+}
+
+/* Read on until the rows that output y is made of are in the ring. Put them and their weights,
+ * times `share`, at the end of the worker's list. */
+static void plane_reach(Plane *plane, const Grid *grid, Worker *worker, const RowKernels *kernels,
+                        int type, int y, float share) {
     const Axis *rows = &grid->rows, *columns = &grid->columns;
     size_t ring_row = ring_row_floats(grid);
     int first = rows->first[y], count = rows->count[y];
@@ -168,103 +185,107 @@ static void plane_row(Plane *plane, const Grid *grid, const RowKernels *kernels,
         if (grid->columns_first) kernels->horizontal(slot, line, columns);
         if (++plane->slot == rows->taps) plane->slot = 0;
     }
-
-    float *sum = grid->columns_first ? out : plane->line;
-    int width = grid->columns_first ? columns->outputs : columns->inputs;
-    if (count == 0) memset(sum, 0, sizeof(float) * (size_t)width);
     int slot = plane->slot - (plane->loaded - first);
     if (slot < 0) slot += rows->taps;
-    for (int k = 0; k < count; k += 4) {
-        const float *sources[4];
-        float weights[4];
-        int some = count - k < 4 ? count - k : 4;
-        for (int i = 0; i < some; i++) {
-            sources[i] = plane->ring + (size_t)slot * ring_row;
-            weights[i] = rows->weight[(size_t)(k + i) * (size_t)rows->stride + (size_t)y];
-            if (++slot == rows->taps) slot = 0;
-        }
-        for (int i = some; i < 4; i++) {
-            sources[i] = sources[0];
-            weights[i] = 0;
-        }
-        if (stream && count <= 4) kernels->combine_stream(sum, sources, weights, some, width);
-        else kernels->combine(sum, sources, weights, some, k > 0, width);
+    for (int k = 0; k < count; k++) {
+        worker->sources[worker->listed] = plane->ring + (size_t)slot * ring_row;
+        worker->weights[worker->listed++] =
+            share * rows->weight[(size_t)k * (size_t)rows->stride + (size_t)y];
+        if (++slot == rows->taps) slot = 0;
     }
-    if (!grid->columns_first) kernels->horizontal(out, sum, columns);
 }
 
-/* The columns [*left, *right) that row y of an image takes from its partner. */
-static int pasted(const Job *job, int64_t index, int y, int64_t *left, int64_t *right) {
-    *left = 0;
-    *right = job->width;
-    if (!job->partner) return 0;
-    if (!job->paste) return 1;
-    const int64_t *box = job->paste + 4 * index;
-    *left = box[1] < 0 ? 0 : box[1];
-    if (box[1] + box[3] < *right) *right = box[1] + box[3];
-    return y >= box[0] && y < box[0] + box[2] && *left < *right;
+/* Sum the listed rows from column `begin` on, and empty the list. */
+static void combine_listed(Worker *worker, const RowKernels *kernels, float *out, int begin,
+                           int width, int stream) {
+    for (int k = 0; begin && k < worker->listed; k++) worker->sources[k] += begin;
+    kernels->combine(out, worker->sources, worker->weights, worker->listed, width, stream);
+    worker->listed = 0;
+}
+
+/* Columns [begin, end) of row y of a plane; all of them unless columns come first. */
+static void plane_row(Plane *plane, const Grid *grid, Worker *worker, const RowKernels *kernels,
+                      int type, int y, int begin, int end, float *out, int stream) {
+    plane_reach(plane, grid, worker, kernels, type, y, 1);
+    if (grid->columns_first) {
+        combine_listed(worker, kernels, out, begin, end - begin, stream);
+    } else {
+        combine_listed(worker, kernels, plane->line, 0, grid->columns.inputs, 0);
+        kernels->horizontal(out, plane->line, &grid->columns);
+    }
+}
+
+/* The columns [*begin, *end) of row y that an image takes from its partner, if any. */
+static int pasted(const int64_t *box, int width, int y, int *begin, int *end) {
+    *begin = *end = 0;
+    if (!box || y < box[0] || y >= box[0] + box[2]) return 0;
+    int64_t right = box[1] + box[3];
+    *begin = box[1] < 0 ? 0 : box[1] > width ? width : (int)box[1];
+    *end = right < 0 ? 0 : right > width ? width : (int)right;
+    return *begin < *end;
 }
 
 /* Write channels [from, to) of an image: one plane, or all of them as pixels. */
 static int write_image(Worker *worker, const Job *job, int64_t index, int64_t from, int64_t to) {
     const RowKernels *kernels = rows_kernels(job->instructions);
+    int blended = job->partner && !job->paste;
     if (planes_begin(worker, 0, job, index, from, to)) return -1;
     if (job->partner && planes_begin(worker, 1, job, job->partner[index], from, to)) return -1;
-    const Grid *grid = &worker->grids[0];
-    int width = (int)job->width, bytes = TYPE_BYTES[job->result_type];
+    if (list_reserve(worker)) return -1;
+    const Grid *grid = &worker->grids[0], *other_grid = &worker->grids[1];
+    const int64_t *box = job->paste ? job->paste + 4 * index : NULL;
+    float lam = blended ? job->lam[index] : 1;
+    int type = job->image_type, width = (int)job->width, bytes = TYPE_BYTES[job->result_type];
     size_t row_bytes = (size_t)width * (size_t)bytes, size = row_bytes * (size_t)(to - from);
     char *target = (char *)job->result +
                    (size_t)((index * job->channels + from) * job->height) * row_bytes;
     int stream = job->stream && size % 64 == 0 && (uintptr_t)target % 64 == 0;
-    /* Where nothing is left to do to a row of sums, they are made in place. */
-    int in_place = job->result_type == FLOAT32 && !job->channels_last && !job->backward &&
-                   grid->columns_first;
+    /* Rows of columns that are filtered already can be summed where they will stay, and those
+     * of both images of a blend at once. */
+    int summed = grid->columns_first && (!blended || other_grid->columns_first);
+    int in_place = summed && job->result_type == FLOAT32 && !job->channels_last && !job->backward;
     /* Going backward, the box is a part of the result and the rest of it is zero. */
     int top = job->backward ? grid->rows.offset : 0;
     int left = job->backward ? grid->columns.offset : 0;
     if (job->backward) memset(worker->row, 0, sizeof(float) * (size_t)width);
 
     for (int y = 0; y < job->height; y++, target += size) {
-        int64_t begin, end;
-        int mixed = pasted(job, index, y, &begin, &end);
-        if (in_place && !mixed) {
-            plane_row(worker->planes[0], grid, kernels, job->image_type, y, (float *)target,
-                      stream);
-            continue;
-        }
-        const void *written = worker->packed;
+        int begin, end, paste = pasted(box, width, y, &begin, &end);
         for (int64_t c = 0; c < to - from; c++) {
-            float *row = worker->row;
+            Plane *plane = &worker->planes[0][c], *other = &worker->planes[1][c];
+            int here = in_place && !paste;
+            float *row = here ? (float *)target : worker->row;
             if (y < top || y >= top + grid->rows.outputs) {
                 memset(row, 0, sizeof(float) * (size_t)width);
+            } else if (blended && summed) {
+                plane_reach(plane, grid, worker, kernels, type, y, lam);
+                plane_reach(other, other_grid, worker, kernels, type, y, 1 - lam);
+                combine_listed(worker, kernels, row, 0, width, here && stream);
             } else {
-                plane_row(&worker->planes[0][c], grid, kernels, job->image_type, y - top,
-                          row + left, 0);
+                plane_row(plane, grid, worker, kernels, type, y - top, 0, grid->columns.outputs,
+                          row + left, here && stream);
             }
-            if (mixed) {
-                plane_row(&worker->planes[1][c], &worker->grids[1], kernels, job->image_type, y,
-                          worker->other, 0);
-                if (job->paste) {
-                    memcpy(row + begin, worker->other + begin,
-                           sizeof(float) * (size_t)(end - begin));
-                } else {
-                    kernels->blend(row, worker->other, job->lam[index], width);
-                }
+            if (blended && !summed) {
+                plane_row(other, other_grid, worker, kernels, type, y, 0, width, worker->other, 0);
+                kernels->blend(row, worker->other, lam, width);
             }
-            if (job->result_type == FLOAT32 && !job->channels_last) {
-                written = row;
-            } else {
+            if (paste && other_grid->columns_first) {
+                plane_row(other, other_grid, worker, kernels, type, y, begin, end, row + begin, 0);
+            } else if (paste) {
+                plane_row(other, other_grid, worker, kernels, type, y, 0, width, worker->other, 0);
+                memcpy(row + begin, worker->other + begin, sizeof(float) * (size_t)(end - begin));
+            }
+            if (job->channels_last) {
                 kernels->store(worker->packed + row_bytes * (size_t)c, row, job->result_type,
-                               width);
+                               width, 0);
+            } else if (!here) {
+                kernels->store(target, row, job->result_type, width, stream);
             }
         }
         if (job->channels_last) {
-            kernels->interleave(worker->pixels, worker->packed, row_bytes, bytes, (int)(to - from),
-                                width);
-            written = worker->pixels;
+            kernels->interleave(target, worker->packed, row_bytes, bytes, (int)(to - from), width,
+                                stream);
         }
-        if (stream) kernels->stream(target, written, size);
-        else memcpy(target, written, size);
     }
     return 0;
 }
@@ -272,15 +293,14 @@ static int write_image(Worker *worker, const Job *job, int64_t index, int64_t fr
 static int worker_begin(Worker *worker, const Job *job) {
     size_t channels = job->channels_last ? (size_t)job->channels : 1;
     size_t floats = (size_t)job->width + LRV_LANES;
-    for (int side = 0; side < (job->partner ? 2 : 1); side++) {
+    for (int side = 0; side < 2; side++) {
         worker->planes[side] = malloc(sizeof(Plane) * channels);
         if (!worker->planes[side]) return -1;
     }
-    worker->row = malloc(sizeof(float) * floats);
-    worker->other = malloc(sizeof(float) * floats);
-    worker->packed = malloc(sizeof(float) * floats * channels);
-    worker->pixels = malloc(sizeof(float) * floats * channels);
-    return worker->row && worker->other && worker->packed && worker->pixels ? 0 : -1;
+    worker->row = lines_alloc(sizeof(float) * floats);
+    worker->other = lines_alloc(sizeof(float) * floats);
+    worker->packed = lines_alloc(sizeof(float) * floats * channels);
+    return worker->row && worker->other && worker->packed ? 0 : -1;
 }
 
 static void worker_end(Worker *worker) {
@@ -288,12 +308,13 @@ static void worker_end(Worker *worker) {
         axis_free(&worker->grids[side].rows);
         axis_free(&worker->grids[side].columns);
         free(worker->planes[side]);
-        free(worker->arenas[side]);
+        lines_free(worker->arenas[side]);
     }
-    free(worker->row);
-    free(worker->other);
-    free(worker->packed);
-    free(worker->pixels);
+    lines_free(worker->row);
+    lines_free(worker->other);
+    lines_free(worker->packed);
+    free(worker->sources);
+    free(worker->weights);
 }
 
 static void work_on(void *context) {
@@ -316,7 +337,7 @@ static void work_on(void *context) {
         }
     }
     worker_end(&worker);
-    if (job->stream) stream_end();
+    if (job->stream) rows_end();
     if (failed) ATOMIC_SET(&task->failed, 1);
 }
 

@@ -15,7 +15,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LRV_LANES 16 /* tables are padded to whole vectors of the widest kind */
+#define LRV_LANES 16 /* tables and rows are padded to whole vectors of the widest kind */
+
+/* Memory on a cache line: a vector that straddles two costs twice (64 images 64 -> 224 in
+ * bfloat16 on one core: 2.6 against 1.7 ms). */
+static void *lines_alloc(size_t bytes) {
+    char *block = malloc(bytes + 64 + sizeof(void *));
+    if (!block) return NULL;
+    char *start = block + sizeof(void *);
+    start += -(uintptr_t)start & 63;
+    memcpy(start - sizeof(void *), &block, sizeof(void *));
+    return start;
+}
+
+static void lines_free(void *start) {
+    void *block;
+    if (!start) return;
+    memcpy(&block, (char *)start - sizeof(void *), sizeof(void *));
+    free(block);
+}
+
+static int whole_lanes(int count) { return (count + LRV_LANES - 1) / LRV_LANES * LRV_LANES; }
 
 typedef struct {
     double start, extent;
@@ -39,26 +59,26 @@ typedef struct {
 } Axis;
 
 static void axis_free(Axis *axis) {
-    free(axis->first);
-    free(axis->count);
-    free(axis->weight);
+    lines_free(axis->first);
+    lines_free(axis->count);
+    lines_free(axis->weight);
 }
 
 /* Room for a table of zeros. Returns 0, or -1 where memory is short. */
 static int axis_reserve(Axis *axis, int inputs, int outputs, int taps) {
-    int stride = (outputs + LRV_LANES - 1) / LRV_LANES * LRV_LANES;
+    int stride = whole_lanes(outputs);
     size_t weights = (size_t)taps * (size_t)stride;
     if (stride > axis->room) {
-        free(axis->first);
-        free(axis->count);
-        axis->first = malloc(sizeof(int32_t) * (size_t)stride);
-        axis->count = malloc(sizeof(int32_t) * (size_t)stride);
+        lines_free(axis->first);
+        lines_free(axis->count);
+        axis->first = lines_alloc(sizeof(int32_t) * (size_t)stride);
+        axis->count = lines_alloc(sizeof(int32_t) * (size_t)stride);
         axis->room = axis->first && axis->count ? stride : 0;
         if (!axis->room) return -1;
     }
     if (weights > axis->capacity) {
-        free(axis->weight);
-        axis->weight = malloc(sizeof(float) * weights);
+        lines_free(axis->weight);
+        axis->weight = lines_alloc(sizeof(float) * weights);
         axis->capacity = axis->weight ? weights : 0;
         if (!axis->weight) return -1;
     }
@@ -109,6 +129,17 @@ static double filter(double distance, int bicubic, double a) {
     return x < 1 ? 1 - x : 0;
 }
 
+/* Without the call that floor and ceil cost where SSE4.1 may not be assumed. */
+static int floor_int(double x) {
+    int below = (int)x;
+    return below - (below > x);
+}
+
+static int ceil_int(double x) {
+    int above = (int)x;
+    return above + (above < x);
+}
+
 static int clamp_int(int value, int low, int high) {
     return value < low ? low : value > high ? high : value;
 }
@@ -119,15 +150,15 @@ static int axis_forward(Axis *axis, const AxisKey *key) {
     double length = key->length;
     double start = fmin(fmax(key->start, 0), length);
     double extent = fmin(fmax(key->extent, 0), 2 * length);
-    int low = clamp_int((int)floor(start), 0, key->length - 1);
-    int high = clamp_int((int)ceil(start + extent), low + 1, key->length) - 1;
+    int low = clamp_int(floor_int(start), 0, key->length - 1);
+    int high = clamp_int(ceil_int(start + extent), low + 1, key->length) - 1;
     double scale = extent / key->size;
     double widen = key->antialias && scale > 1 ? scale : 1;
     double support = (key->bicubic ? 2 : 1) * widen;
     int nearest = key->bicubic ? 4 : 2;
     int taps = nearest;
     /* An open interval holds at most as many pixel centres as it is long, rounded up. */
-    if (key->antialias) taps = clamp_int((int)ceil(2 * support), 1, high - low + 1);
+    if (key->antialias) taps = clamp_int(ceil_int(2 * support), 1, high - low + 1);
     double a = key->antialias ? -0.5 : -0.75;
 
     axis->offset = low;
@@ -138,8 +169,8 @@ static int axis_forward(Axis *axis, const AxisKey *key) {
         int out = key->flip ? key->size - 1 - i : i;
         float *weight = axis->weight + out;
         if (key->antialias) {
-            int from = clamp_int((int)floor(centre - support - 0.5) + 1, low, high);
-            int to = clamp_int((int)ceil(centre + support - 0.5) - 1, from, high);
+            int from = clamp_int(floor_int(centre - support - 0.5) + 1, low, high);
+            int to = clamp_int(ceil_int(centre + support - 0.5) - 1, from, high);
             if (to - from >= taps) to = from + taps - 1; /* by rounding; its weight is 0 */
             double sum = 0;
             for (int j = from; j <= to; j++) {
@@ -152,7 +183,7 @@ static int axis_forward(Axis *axis, const AxisKey *key) {
             }
             axis->first[out] = from - low;
         } else {
-            int from = (int)floor(centre - 0.5) - nearest / 2 + 1;
+            int from = floor_int(centre - 0.5) - nearest / 2 + 1;
             int base = clamp_int(from, low, high);
             for (int j = from; j < from + nearest; j++) {
                 int read = clamp_int(j, low, high) - base;

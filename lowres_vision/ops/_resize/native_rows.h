@@ -1,8 +1,9 @@
 /* What is done to one row of pixels, in three instruction sets.
  *
  * The bodies are plain C, inlined into one function per instruction set, where the compiler
- * vectorises them; only the horizontal pass, which has to permute, is written by hand. Which set
- * serves is chosen per call, so one library runs on every machine of its architecture.
+ * vectorises them; native_rows_x86.h writes by hand what has to permute, to convert or to bypass
+ * the caches. Which set serves is chosen per call, so one library runs on every machine of its
+ * architecture.
  */
 #ifndef LRV_NATIVE_ROWS_H
 #define LRV_NATIVE_ROWS_H
@@ -18,37 +19,29 @@
 #define ALWAYS_INLINE static inline
 #endif
 
-#if defined(__GNUC__) && defined(__x86_64__)
-#define LRV_X86 1
-#include <immintrin.h>
-#endif
-
 enum { PORTABLE, AVX2, AVX512 };
 enum { UINT8, FLOAT16, BFLOAT16, FLOAT32 };
 
 static const int TYPE_BYTES[] = {1, 2, 2, 4};
 
+/* Those with `stream` may write past the caches where it is set; the target then lies on a cache
+ * line and the row fills whole lines. */
 typedef struct {
     /* row[i] = gain * source[i * step] + bias; step in elements */
     void (*load)(float *row, const void *source, int type, ptrdiff_t step, int count, float gain,
                  float bias);
-    /* row = sum of count <= 4 weighted rows, added to what is there if `add` */
-    void (*combine)(float *row, const float *const *rows, const float *weights, int count, int add,
-                    int width);
-    /* The same past the caches; row on a cache line, width a multiple of 16. */
-    void (*combine_stream)(float *row, const float *const *rows, const float *weights, int count,
-                           int width);
     /* row[i] = sum_k weight[k][i] * source[first[i] + k] */
     void (*horizontal)(float *row, const float *source, const Axis *axis);
+    /* row = sum of count weighted rows */
+    void (*combine)(float *row, const float *const *rows, const float *weights, int count,
+                    int width, int stream);
     /* row = a * row + (1 - a) * other */
     void (*blend)(float *row, const float *other, float a, int width);
     /* row of floats to the result's type */
-    void (*store)(void *target, const float *row, int type, int width);
-    /* rows of elements, one per channel, to pixels */
-    void (*interleave)(void *target, const void *rows, size_t row_bytes, int bytes, int channels,
-                       int width);
-    /* Copy past the caches; target on a cache line, bytes a multiple of 64. */
-    void (*stream)(void *target, const void *source, size_t bytes);
+    void (*store)(void *target, const float *row, int type, int width, int stream);
+    /* one row per channel, `pitch` bytes apart, to pixels of elements of 2 or 4 bytes */
+    void (*interleave)(void *target, const void *rows, size_t pitch, int bytes, int channels,
+                       int width, int stream);
 } RowKernels;
 
 ALWAYS_INLINE float float_from_bits(uint32_t bits) {
@@ -104,7 +97,7 @@ ALWAYS_INLINE void load_floats(float *restrict row, const float *restrict source
 
 ALWAYS_INLINE void load_body(float *row, const void *source, int type, ptrdiff_t step, int count,
                              float gain, float bias) {
-    /* Constant steps are what lets the compiler vectorise planes and interleaved colours. */
+    /* A constant step is what lets the compiler vectorise. */
     const uint16_t *words = source;
     switch (type) {
     case UINT8:
@@ -127,29 +120,35 @@ ALWAYS_INLINE void load_body(float *row, const void *source, int type, ptrdiff_t
     }
 }
 
-ALWAYS_INLINE void combine_body(float *restrict row, const float *const *rows,
-                                const float *weights, int count, int add, int width) {
-    const float *restrict a = rows[0], *restrict b = rows[1];
-    const float *restrict c = rows[2], *restrict d = rows[3];
-    float u = weights[0], v = weights[1], w = weights[2], z = weights[3];
-    if (add) {
-        for (int i = 0; i < width; i++) row[i] += u * a[i] + v * b[i] + w * c[i] + z * d[i];
-    } else if (count <= 1) {
-        for (int i = 0; i < width; i++) row[i] = u * a[i];
-    } else if (count == 2) {
-        for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i];
-    } else {
-        for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i] + w * c[i] + z * d[i];
-    }
-}
-
 ALWAYS_INLINE void horizontal_body(float *restrict row, const float *restrict source,
-                                   const Axis *axis) {
+                                   const Axis *axis, int taps) {
+    size_t stride = (size_t)axis->stride;
     for (int i = 0; i < axis->outputs; i++) {
         const float *pixel = source + axis->first[i], *weight = axis->weight + i;
         float sum = weight[0] * pixel[0];
-        for (int k = 1; k < axis->taps; k++) sum += weight[(size_t)k * axis->stride] * pixel[k];
+        for (int k = 1; k < taps; k++) sum += weight[(size_t)k * stride] * pixel[k];
         row[i] = sum;
+    }
+}
+
+/* Up to four rows at a time, which is all of them when enlarging. */
+ALWAYS_INLINE void combine_body(float *restrict row, const float *const *rows,
+                                const float *weights, int count, int width) {
+    if (count == 0) memset(row, 0, sizeof(float) * (size_t)width);
+    for (int k = 0; k < count; k += 4) {
+        const float *a = rows[k], *b = k + 1 < count ? rows[k + 1] : a;
+        const float *c = k + 2 < count ? rows[k + 2] : a, *d = k + 3 < count ? rows[k + 3] : a;
+        float u = weights[k], v = k + 1 < count ? weights[k + 1] : 0;
+        float w = k + 2 < count ? weights[k + 2] : 0, z = k + 3 < count ? weights[k + 3] : 0;
+        if (k) {
+            for (int i = 0; i < width; i++) row[i] += u * a[i] + v * b[i] + w * c[i] + z * d[i];
+        } else if (count == 1) {
+            for (int i = 0; i < width; i++) row[i] = u * a[i];
+        } else if (count == 2) {
+            for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i];
+        } else {
+            for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i] + w * c[i] + z * d[i];
+        }
     }
 }
 
@@ -174,267 +173,78 @@ ALWAYS_INLINE void store_body(void *target, const float *restrict row, int type,
     }
 }
 
-#define INTERLEAVE(element)                                                                     \
-    do {                                                                                        \
-        element *restrict pixels = target;                                                      \
-        const char *first = rows;                                                               \
-        if (channels == 3) {                                                                    \
-            const element *restrict r = (const element *)first;                                 \
-            const element *restrict g = (const element *)(first + row_bytes);                   \
-            const element *restrict b = (const element *)(first + 2 * row_bytes);               \
-            for (int i = 0; i < width; i++) {                                                   \
-                pixels[3 * i] = r[i];                                                           \
-                pixels[3 * i + 1] = g[i];                                                       \
-                pixels[3 * i + 2] = b[i];                                                       \
-            }                                                                                   \
-        } else {                                                                                \
-            for (int c = 0; c < channels; c++) {                                                \
-                const element *restrict row = (const element *)(first + (size_t)c * row_bytes); \
-                for (int i = 0; i < width; i++) pixels[(ptrdiff_t)i * channels + c] = row[i];   \
-            }                                                                                   \
+/* Constant counts of channels are unrolled, which lets the compiler vectorise colours. */
+#define INTERLEAVE(element, count)                                                              \
+    for (int i = 0; i < width; i++) {                                                           \
+        for (int c = 0; c < count; c++) {                                                       \
+            ((element *)target)[(ptrdiff_t)i * count + c] =                                     \
+                ((const element *)((const char *)rows + (size_t)c * pitch))[i];                 \
         }                                                                                       \
-    } while (0)
+    }
 
-ALWAYS_INLINE void interleave_body(void *target, const void *rows, size_t row_bytes, int bytes,
-                                   int channels, int width) {
-    if (bytes == 2) INTERLEAVE(uint16_t);
-    else INTERLEAVE(float);
+ALWAYS_INLINE void interleave_body(void *restrict target, const void *restrict rows, size_t pitch,
+                                   int bytes, int channels, int width) {
+    if (bytes == 2 && channels == 3) {
+        INTERLEAVE(uint16_t, 3)
+    } else if (bytes == 2) {
+        INTERLEAVE(uint16_t, channels)
+    } else if (channels == 3) {
+        INTERLEAVE(float, 3)
+    } else {
+        INTERLEAVE(float, channels)
+    }
 }
 
-#define DEFINE_ROWS(set, target_attribute)                                                      \
-    target_attribute static void load_##set(float *row, const void *source, int type,           \
-                                            ptrdiff_t step, int count, float gain, float bias) { \
-        load_body(row, source, type, step, count, gain, bias);                                  \
-    }                                                                                           \
-    target_attribute static void combine_##set(float *row, const float *const *rows,            \
-                                               const float *weights, int count, int add,        \
-                                               int width) {                                     \
-        combine_body(row, rows, weights, count, add, width);                                    \
-    }                                                                                           \
-    target_attribute static void blend_##set(float *row, const float *other, float a,           \
-                                             int width) {                                       \
-        blend_body(row, other, a, width);                                                       \
-    }                                                                                           \
-    target_attribute static void store_##set(void *target, const float *row, int type,          \
-                                             int width) {                                       \
-        store_body(target, row, type, width);                                                   \
-    }                                                                                           \
-    target_attribute static void interleave_##set(void *target, const void *rows,               \
-                                                  size_t row_bytes, int bytes, int channels,    \
-                                                  int width) {                                  \
-        interleave_body(target, rows, row_bytes, bytes, channels, width);                       \
-    }                                                                                           \
-    static const RowKernels ROWS_##set = {                                                      \
-        load_##set,  combine_##set, combine_stream_##set, horizontal_##set,                     \
-        blend_##set, store_##set,   interleave_##set,     stream_##set};
+static void load_portable(float *row, const void *source, int type, ptrdiff_t step, int count,
+                          float gain, float bias) {
+    load_body(row, source, type, step, count, gain, bias);
+}
+
+static void blend_portable(float *row, const float *other, float a, int width) {
+    blend_body(row, other, a, width);
+}
 
 static void horizontal_portable(float *row, const float *source, const Axis *axis) {
-    if (axis->taps == 2) { /* worth a loop of its own: all enlarging is done here */
-        const float *u = axis->weight, *v = u + axis->stride;
-        for (int i = 0; i < axis->outputs; i++) {
-            const float *pixel = source + axis->first[i];
-            row[i] = u[i] * pixel[0] + v[i] * pixel[1];
-        }
-    } else {
-        horizontal_body(row, source, axis);
-    }
+    if (axis->taps == 2) horizontal_body(row, source, axis, 2);
+    else if (axis->taps == 4) horizontal_body(row, source, axis, 4);
+    else horizontal_body(row, source, axis, axis->taps);
 }
 
-/* Ordinary stores: a portable build has no others. */
-static void combine_stream_portable(float *row, const float *const *rows, const float *weights,
-                                    int count, int width) {
-    combine_body(row, rows, weights, count, 0, width);
+static void combine_portable(float *row, const float *const *rows, const float *weights, int count,
+                             int width, int stream) {
+    (void)stream;
+    combine_body(row, rows, weights, count, width);
 }
 
-static void stream_portable(void *target, const void *source, size_t bytes) {
-    memcpy(target, source, bytes);
+static void store_portable(void *target, const float *row, int type, int width, int stream) {
+    (void)stream;
+    store_body(target, row, type, width);
 }
 
-DEFINE_ROWS(portable, )
-
-#if LRV_X86
-
-/* A vector of neighbouring outputs reads a short window of the source. The window is held in
- * registers and permuted once per tap, where a gather would cost a load per pixel. Rows have
- * room behind their end for a whole window (see SLACK in native.c). */
-
-#define AVX2_TARGET __attribute__((target("avx2,fma")))
-#define AVX512_TARGET \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")))
-
-/* `taps` is a constant where it is 2 or 4, so that the loops over it disappear. */
-
-AVX2_TARGET ALWAYS_INLINE void horizontal_avx2_taps(float *row, const float *source,
-                                                    const Axis *axis, int taps) {
-    const __m256i one = _mm256_set1_epi32(1);
-    for (int i = 0; i < axis->outputs; i += 8) {
-        const int32_t *first = axis->first + i;
-        const float *weight = axis->weight + i;
-        int origin = first[0] < first[7] ? first[0] : first[7];
-        const float *window = source + origin;
-        __m256i at = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)first),
-                                      _mm256_set1_epi32(origin));
-        __m256 sum = _mm256_setzero_ps();
-        if (axis->span8 <= 8) {
-            __m256 a = _mm256_loadu_ps(window);
-            for (int k = 0; k < taps; k++, weight += axis->stride) {
-                sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), _mm256_permutevar8x32_ps(a, at),
-                                      sum);
-                at = _mm256_add_epi32(at, one);
-            }
-        } else if (axis->span8 <= 16) {
-            __m256 a = _mm256_loadu_ps(window), b = _mm256_loadu_ps(window + 8);
-            for (int k = 0; k < taps; k++, weight += axis->stride) {
-                __m256 in_b = _mm256_castsi256_ps(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(7)));
-                __m256 pixel = _mm256_blendv_ps(_mm256_permutevar8x32_ps(a, at),
-                                                _mm256_permutevar8x32_ps(b, at), in_b);
-                sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), pixel, sum);
-                at = _mm256_add_epi32(at, one);
-            }
-        } else {
-            for (int k = 0; k < taps; k++, weight += axis->stride) {
-                __m256 pixel = _mm256_i32gather_ps(window + k, at, 4);
-                sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), pixel, sum);
-            }
-        }
-        _mm256_storeu_ps(row + i, sum);
-    }
+static void interleave_portable(void *target, const void *rows, size_t pitch, int bytes,
+                                int channels, int width, int stream) {
+    (void)stream;
+    interleave_body(target, rows, pitch, bytes, channels, width);
 }
 
-AVX2_TARGET static void horizontal_avx2(float *row, const float *source, const Axis *axis) {
-    if (axis->taps == 2) horizontal_avx2_taps(row, source, axis, 2);
-    else if (axis->taps == 4) horizontal_avx2_taps(row, source, axis, 4);
-    else horizontal_avx2_taps(row, source, axis, axis->taps);
-}
+static const RowKernels ROWS_PORTABLE = {load_portable,  horizontal_portable, combine_portable,
+                                         blend_portable, store_portable,      interleave_portable};
 
-AVX2_TARGET static void combine_stream_avx2(float *row, const float *const *rows,
-                                            const float *weights, int count, int width) {
-    for (int i = 0; i < width; i += 8) {
-        __m256 sum = _mm256_mul_ps(_mm256_set1_ps(weights[0]), _mm256_loadu_ps(rows[0] + i));
-        for (int k = 1; k < count; k++) {
-            sum = _mm256_fmadd_ps(_mm256_set1_ps(weights[k]), _mm256_loadu_ps(rows[k] + i), sum);
-        }
-        _mm256_stream_ps(row + i, sum);
-    }
-}
+#if defined(__GNUC__) && defined(__x86_64__)
 
-AVX2_TARGET static void stream_avx2(void *target, const void *source, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 32) {
-        __m256i part = _mm256_loadu_si256((const __m256i *)((const char *)source + i));
-        _mm256_stream_si256((__m256i *)((char *)target + i), part);
-    }
-}
+#include "native_rows_x86.h"
 
-AVX512_TARGET ALWAYS_INLINE void horizontal_avx512_taps(float *row, const float *source,
-                                                        const Axis *axis, int taps) {
-    const __m512i one = _mm512_set1_epi32(1), second_half = _mm512_set1_epi32(32);
-    for (int i = 0; i < axis->outputs; i += 16) {
-        const int32_t *first = axis->first + i;
-        const float *weight = axis->weight + i;
-        int origin = first[0] < first[15] ? first[0] : first[15];
-        const float *window = source + origin;
-        __m512i at = _mm512_sub_epi32(_mm512_loadu_si512(first), _mm512_set1_epi32(origin));
-        __m512 sum = _mm512_setzero_ps();
-        if (axis->span16 <= 16) {
-            __m512 a = _mm512_loadu_ps(window);
-            for (int k = 0; k < taps; k++, weight += axis->stride) {
-                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), _mm512_permutexvar_ps(at, a), sum);
-                at = _mm512_add_epi32(at, one);
-            }
-        } else if (axis->span16 <= 32) {
-            __m512 a = _mm512_loadu_ps(window), b = _mm512_loadu_ps(window + 16);
-            for (int k = 0; k < taps; k++, weight += axis->stride) {
-                __m512 pixel = _mm512_permutex2var_ps(a, at, b);
-                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
-                at = _mm512_add_epi32(at, one);
-            }
-        } else if (axis->span16 <= 64) {
-            __m512 a = _mm512_loadu_ps(window), b = _mm512_loadu_ps(window + 16);
-            __m512 c = _mm512_loadu_ps(window + 32), d = _mm512_loadu_ps(window + 48);
-            for (int k = 0; k < taps; k++, weight += axis->stride) {
-                __mmask16 late = _mm512_test_epi32_mask(at, second_half);
-                __m512 pixel = _mm512_mask_blend_ps(late, _mm512_permutex2var_ps(a, at, b),
-                                                    _mm512_permutex2var_ps(c, at, d));
-                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
-                at = _mm512_add_epi32(at, one);
-            }
-        } else {
-            for (int k = 0; k < taps; k++, weight += axis->stride) {
-                __m512 pixel = _mm512_i32gather_ps(at, window + k, 4);
-                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
-            }
-        }
-        _mm512_storeu_ps(row + i, sum);
-    }
-}
-
-AVX512_TARGET static void horizontal_avx512(float *row, const float *source, const Axis *axis) {
-    if (axis->taps == 2) horizontal_avx512_taps(row, source, axis, 2);
-    else if (axis->taps == 4) horizontal_avx512_taps(row, source, axis, 4);
-    else horizontal_avx512_taps(row, source, axis, axis->taps);
-}
-
-AVX512_TARGET static void combine_stream_avx512(float *row, const float *const *rows,
-                                                const float *weights, int count, int width) {
-    if (count == 2) {
-        const float *r0 = rows[0], *r1 = rows[1];
-        __m512 u = _mm512_set1_ps(weights[0]), v = _mm512_set1_ps(weights[1]);
-        for (int i = 0; i < width; i += 16) {
-            __m512 sum = _mm512_mul_ps(u, _mm512_loadu_ps(r0 + i));
-            _mm512_stream_ps(row + i, _mm512_fmadd_ps(v, _mm512_loadu_ps(r1 + i), sum));
-        }
-        return;
-    }
-    for (int i = 0; i < width; i += 16) {
-        __m512 sum = _mm512_mul_ps(_mm512_set1_ps(weights[0]), _mm512_loadu_ps(rows[0] + i));
-        for (int k = 1; k < count; k++) {
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[k]), _mm512_loadu_ps(rows[k] + i), sum);
-        }
-        _mm512_stream_ps(row + i, sum);
-    }
-}
-
-AVX512_TARGET static void stream_avx512(void *target, const void *source, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64) {
-        __m512i part = _mm512_loadu_si512((const char *)source + i);
-        _mm512_stream_si512((__m512i *)((char *)target + i), part);
-    }
-}
-
-DEFINE_ROWS(avx2, AVX2_TARGET)
-DEFINE_ROWS(avx512, AVX512_TARGET)
-
-#endif
-
-/* The best instruction set of this machine. */
-static int rows_supported(void) {
-#if LRV_X86
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return PORTABLE;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        return AVX512;
-    }
-    return AVX2;
 #else
-    return PORTABLE;
-#endif
-}
+
+static int rows_supported(void) { return PORTABLE; }
 
 static const RowKernels *rows_kernels(int set) {
-#if LRV_X86
-    if (set == AVX512) return &ROWS_avx512;
-    if (set == AVX2) return &ROWS_avx2;
-#endif
     (void)set;
-    return &ROWS_portable;
+    return &ROWS_PORTABLE;
 }
 
 /* Make streamed stores visible to other threads. */
-static void stream_end(void) {
-#if LRV_X86
-    _mm_sfence();
-#endif
-}
+static void rows_end(void) {}
 
+#endif
 #endif

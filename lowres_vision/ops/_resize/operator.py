@@ -14,6 +14,8 @@ from torch import Tensor
 from lowres_vision.ops._resize import native
 from lowres_vision.ops._resize.pool import output_pool
 from lowres_vision.ops._resize.reference import (
+    MixTensors,
+    Settings,
     compose,
     mix_backward_reference,
     resize_backward_reference,
@@ -43,22 +45,9 @@ def resize_op(
     Its ``mode`` is called ``interpolation`` here: torch functionalises a mutating operator with
     a ``mode`` of its own.
     """
-    shape = (*images.shape[:2], height, width)
-    out = _empty(shape, dtype, channels_last, images)
-    _fill(
-        out,
-        [images],
-        boxes,
-        flip,
-        gain,
-        bias,
-        interpolation,
-        antialias,
-        partner,
-        lam,
-        paste,
-        ragged=False,
-    )
+    out = _empty((*images.shape[:2], height, width), dtype, channels_last, images)
+    settings = (boxes, flip, gain, bias, interpolation, antialias)
+    _fill(out, [images], settings, (partner, lam, paste), ragged=False)
     return out
 
 
@@ -75,18 +64,17 @@ def resize_backward_op(
     dtype: torch.dtype,
 ) -> Tensor:
     """Return the gradient of images of ``height`` and ``width``, in their ``dtype``."""
-    shape = (*gradient.shape[:2], height, width)
-    out = _empty(shape, dtype, False, gradient)
+    out = _empty((*gradient.shape[:2], height, width), dtype, False, gradient)
+    settings = (boxes, flip, gain)
     if gradient.device.type == "cpu" and native.serves([gradient], dtype, height, width):
-        native.run(
-            out, [gradient], boxes, flip, gain, None, interpolation, antialias, backward=True
-        )
+        native.run(out, [gradient], *settings, None, interpolation, antialias, backward=True)
         return out
     sums = sum_dtype(gradient.dtype, dtype)
-    result = resize_backward_reference(
-        gradient, height, width, boxes, flip, gain, interpolation, antialias, sums
+    return out.copy_(
+        resize_backward_reference(
+            gradient, height, width, *settings, interpolation, antialias, sums
+        )
     )
-    return out.copy_(result)
 
 
 @torch.library.custom_op("lowres_vision::resize_ragged", mutates_args=())
@@ -109,20 +97,8 @@ def resize_ragged_op(
     """As ``resize``, of a list of ``(C, H, W)``."""
     shape = (len(images), images[0].shape[0], height, width)
     out = _empty(shape, dtype, channels_last, images[0])
-    _fill(
-        out,
-        images,
-        boxes,
-        flip,
-        gain,
-        bias,
-        interpolation,
-        antialias,
-        partner,
-        lam,
-        paste,
-        ragged=True,
-    )
+    settings = (boxes, flip, gain, bias, interpolation, antialias)
+    _fill(out, images, settings, (partner, lam, paste), ragged=True)
     return out
 
 
@@ -142,71 +118,18 @@ def resize_out_op(
     paste: Tensor | None,
 ) -> None:
     """As ``resize`` of the one batch in ``images``, or where ``ragged`` of all, into ``out``."""
-    _fill(
-        out,
-        images,
-        boxes,
-        flip,
-        gain,
-        bias,
-        interpolation,
-        antialias,
-        partner,
-        lam,
-        paste,
-        ragged=ragged,
-    )
+    settings = (boxes, flip, gain, bias, interpolation, antialias)
+    _fill(out, images, settings, (partner, lam, paste), ragged=ragged)
 
 
 def _fill(
-    out: Tensor,
-    images: list[Tensor],
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    interpolation: str,
-    antialias: bool,
-    partner: Tensor | None,
-    lam: Tensor | None,
-    paste: Tensor | None,
-    *,
-    ragged: bool,
+    out: Tensor, images: list[Tensor], settings: Settings, mix: MixTensors, *, ragged: bool
 ) -> None:
     height, width = out.shape[-2:]
     if out.device.type == "cpu" and native.serves(images, out.dtype, height, width):
-        native.run(
-            out,
-            images,
-            boxes,
-            flip,
-            gain,
-            bias,
-            interpolation,
-            antialias,
-            partner,
-            lam,
-            paste,
-            ragged=ragged,
-        )
-        return
-    result = compose(
-        images,
-        height,
-        width,
-        boxes,
-        flip,
-        gain,
-        bias,
-        interpolation,
-        antialias,
-        out.dtype,
-        partner,
-        lam,
-        paste,
-        ragged=ragged,
-    )
-    out.copy_(result)
+        native.run(out, images, *settings, *mix, ragged=ragged)
+    else:
+        out.copy_(compose(images, height, width, settings, mix, out.dtype, ragged=ragged))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, like: Tensor) -> Tensor:
@@ -273,22 +196,8 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _double_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     boxes, flip, gain = ctx.saved_tensors
     height, width, interpolation, antialias, dtype = ctx.arguments
-    result = resize_op(
-        gradient,
-        height,
-        width,
-        boxes,
-        flip,
-        gain,
-        None,
-        interpolation,
-        antialias,
-        dtype,
-        False,
-        None,
-        None,
-        None,
-    )
+    settings = (boxes, flip, gain, None, interpolation, antialias)
+    result = resize_op(gradient, height, width, *settings, dtype, False, None, None, None)
     return (result, *[None] * 8)
 
 

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from lowres_vision.ops._resize.taps import tap_matrix
 
+# boxes, flip, gain, bias, mode, antialias: the arguments that a whole call shares
+Settings = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, str, bool]
+# partner, lam, paste: the fields of a Mix, or three times None
+MixTensors = tuple[Tensor | None, Tensor | None, Tensor | None]
+
 
 def resize_reference(
     images: Tensor,
@@ -100,42 +105,31 @@ def compose(
     images: Sequence[Tensor],
     height: int,
     width: int,
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    mode: str,
-    antialias: bool,
+    settings: Settings,
+    mix: MixTensors,
     dtype: torch.dtype,
-    partner: Tensor | None,
-    lam: Tensor | None,
-    paste: Tensor | None,
     *,
     ragged: bool,
 ) -> Tensor:
-    """Return the whole operation in plain torch, before the cast to ``dtype``."""
+    """Return the whole operation on one batch, or where ``ragged`` on a list of ``(C, H, W)``.
+
+    ``dtype`` is the one that the caller casts the result to.
+    """
+    boxes, flip, gain, bias, mode, antialias = settings
+    shared = (gain, bias, mode, antialias)
     sums = sum_dtype(images[0].dtype, dtype)
     results = []
     for index, image in enumerate(images):
         mine = slice(index, index + 1) if ragged else slice(None)
-        results.append(
-            resize_reference(
-                image[None] if ragged else image,
-                height,
-                width,
-                None if boxes is None else boxes[mine],
-                None if flip is None else flip[mine],
-                gain,
-                bias,
-                mode,
-                antialias,
-                sums,
-            )
-        )
+        my_boxes = None if boxes is None else boxes[mine]
+        my_flip = None if flip is None else flip[mine]
+        batch = image[None] if ragged else image
+        results.append(resize_reference(batch, height, width, my_boxes, my_flip, *shared, sums))
     result = torch.cat(results) if ragged else results[0]
-    if partner is not None and lam is not None:
-        result = mix_reference(result, partner, lam, paste)
-    return result
+    partner, lam, paste = mix
+    if partner is None or lam is None:
+        return result
+    return mix_reference(result, partner, lam, paste)
 
 
 def sum_dtype(*dtypes: torch.dtype) -> torch.dtype:

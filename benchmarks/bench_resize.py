@@ -1,0 +1,486 @@
+"""Time the fused resize against what people use, on the CPU or a GPU.
+
+    python benchmarks/bench_resize.py --output resize.json
+    python benchmarks/bench_resize.py --tuned-malloc --output resize_tuned.json
+    python benchmarks/bench_resize.py --device cuda --batch 1024 --output resize_cuda.json
+
+Every candidate turns the same uint8 batch into the same normalised float batch of 224 pixels:
+
+    A  64 -> 224      B  256 -> 224      C  32 -> 224      D  512 -> 224
+    E  64 -> 224 with a random crop and flip per image      M  E, and MixUp
+
+and ``gradient A`` to ``gradient D`` time the backward pass of float images. A candidate that is
+not installed is left out. All run in one process, in an order drawn anew in each round; reported
+are the median and quartiles in milliseconds, the median over rounds of the ratio to torchvision
+v2 (to aten without antialias for gradients; above 1 is faster), the median ratio to the limit
+(filling a result that exists; a copy of it on a GPU), and the largest error against float64.
+
+glibc returns every block above 32 MB to the system at once, and paging it in again dominates
+what most candidates cost. ``--tuned-malloc`` starts again with a malloc that keeps its blocks.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lowres_vision.ops import (
+    Mix,
+    output_pool,
+    random_resized_crop_boxes,
+    resize,
+    resize_implementation,
+)
+from lowres_vision.ops._resize import native
+
+SIZE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SOURCES = {"A": 64, "B": 256, "C": 32, "D": 512, "E": 64, "M": 64}
+TUNED_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+Candidates = dict[str, Callable[[], object]]
+
+
+class Work(NamedTuple):
+    """One batch and what is to become of it; pixels are stored (B, H, W, C), as decoders do."""
+
+    name: str
+    images: Tensor  # (B, C, H, W) uint8, channels_last in memory
+    boxes: Tensor | None
+    flip: Tensor | None
+    mix: Mix | None
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        """Return the keywords of `resize`."""
+        return {"boxes": self.boxes, "flip": self.flip, "mix": self.mix, "mean": MEAN, "std": STD}
+
+
+def make_work(name: str, batch: int, device: str, seed: int) -> Work:
+    """Draw a batch of uniform noise."""
+    generator = torch.Generator().manual_seed(seed)
+    side = SOURCES[name]
+    shape = (batch, side, side, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images = images.permute(0, 3, 1, 2).to(device)
+    boxes = flip = mix = None
+    if name in "EM":
+        boxes = random_resized_crop_boxes(batch, (side, side), generator=generator).to(device)
+        flip = (torch.rand(batch, generator=generator) < 0.5).to(device)
+    if name == "M":
+        partner = torch.randperm(batch, generator=generator).to(device)
+        mix = Mix(partner, torch.rand(batch, generator=generator).to(device))
+    return Work(name, images, boxes, flip, mix)
+
+
+def our_candidates(work: Work) -> Candidates:
+    """Return the public function, with results from the pool and into a given tensor."""
+    images, arguments = work.images, work.arguments
+    shape = (len(images), 3, SIZE, SIZE)
+    out = torch.empty(shape, device=images.device)
+    ours: Candidates = {
+        "ours": partial(resize, images, SIZE, **arguments),
+        "ours, out=": partial(resize, images, SIZE, out=out, **arguments),
+        "ours, bfloat16": partial(resize, images, SIZE, dtype=torch.bfloat16, **arguments),
+        "ours, channels_last": partial(resize, images, SIZE, channels_last=True, **arguments),
+        "ours, bfloat16 channels_last": partial(
+            resize, images, SIZE, dtype=torch.bfloat16, channels_last=True, **arguments
+        ),
+        "ours, reference": partial(resize, images, SIZE, impl="reference", **arguments),
+    }
+    if images.device.type == "cpu":
+        ours["ours, no pool"] = partial(without_pool, ours["ours"])
+        if native.available():
+            ours["ours, portable C"] = partial(portable, out, work)
+    return ours
+
+
+def without_pool(call: Callable[[], object]) -> object:
+    """Run with results from malloc."""
+    limit, output_pool.limit = output_pool.limit, 0
+    try:
+        return call()
+    finally:
+        output_pool.limit = limit
+
+
+def portable(out: Tensor, work: Work) -> Tensor:
+    """Run the kernel as on a machine without vector extensions, into a given tensor."""
+    std, mean = torch.tensor(STD), torch.tensor(MEAN)
+    mix = work.mix or (None, None, None)
+    settings = (work.boxes, work.flip, 1 / (255 * std), -mean / std, "bilinear", True, *mix)
+    native.run(out, [work.images], *settings, instructions="portable")
+    return out
+
+
+def peer_candidates(work: Work) -> Candidates:
+    """Return what else does this work and is installed; the first is the one to compare with."""
+    images = work.images.contiguous()
+    device = images.device
+    if work.boxes is not None and work.flip is not None:
+        peers = cropping_peers(work)
+        if work.mix is not None:
+            peers = {
+                f"{name}, mix": partial(mix_up, call, work.mix) for name, call in peers.items()
+            }
+        return peers
+    whole = v2.Compose(
+        [v2.Resize(SIZE, antialias=True), v2.ToDtype(torch.float32, scale=True),
+         v2.Normalize(MEAN, STD)]
+    )  # fmt: skip
+    float_first = v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Resize(SIZE, antialias=True),
+         v2.Normalize(MEAN, STD)]
+    )  # fmt: skip
+    std = torch.tensor(STD, device=device)[:, None, None]
+    mean = torch.tensor(MEAN, device=device)[:, None, None]
+    compiled = torch.compile(composition)
+    peers: Candidates = {
+        "torchvision v2": lambda: whole(images),
+        "torchvision v2, channels_last": lambda: whole(work.images),
+        "torchvision v2, float first": lambda: float_first(images),
+        "torchvision v2, per image": lambda: torch.stack([whole(image) for image in images]),
+        "interpolate": lambda: composition(images, mean, std),
+        "interpolate, torch.compile": lambda: compiled(images, mean, std),
+    }
+    if device.type == "cpu":
+        peers["Pillow, per image"] = partial(pillow, work)
+    add_optional_peers(peers, work)
+    return peers
+
+
+def composition(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Normalise the small images, then resize, in plain torch."""
+    small = images.float() * (1 / (255 * std)) - mean / std
+    return F.interpolate(small, (SIZE, SIZE), mode="bilinear", antialias=True)
+
+
+def pillow(work: Work) -> Tensor:
+    """Resize through Pillow, as most loaders do."""
+    results = []
+    for index, pixels in enumerate(work.images.permute(0, 2, 3, 1).numpy()):
+        image = Image.fromarray(pixels)
+        if work.boxes is not None and work.flip is not None:
+            top, left, height, width = work.boxes[index].tolist()
+            image = image.crop((left, top, left + width, top + height))
+            if work.flip[index]:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        tensor = v2.functional.to_dtype(v2.functional.pil_to_tensor(image), scale=True)
+        results.append(v2.functional.normalize(tensor, MEAN, STD))
+    return torch.stack(results)
+
+
+def cropping_peers(work: Work) -> Candidates:
+    """Return peers for a crop and a flip per image."""
+    images = work.images.contiguous()
+    boxes, flips = work.boxes.long().tolist(), work.flip.tolist()
+
+    def torchvision() -> Tensor:
+        results = []
+        for image, box, flip in zip(images, boxes, flips, strict=True):
+            image = v2.functional.resized_crop(image, *box, [SIZE, SIZE], antialias=True)
+            image = v2.functional.horizontal_flip(image) if flip else image
+            image = v2.functional.to_dtype(image, torch.float32, scale=True)
+            results.append(v2.functional.normalize(image, MEAN, STD))
+        return torch.stack(results)
+
+    def sampled() -> Tensor:
+        side = images.shape[-1]
+        scale = (
+            work.boxes[:, 2:].flip(1)
+            / side
+            * torch.where(work.flip, -1, 1)[:, None] ** (torch.tensor([1, 0], device=images.device))
+        )
+        centre = (2 * work.boxes[:, :2] + work.boxes[:, 2:]).flip(1) / side - 1
+        theta = torch.cat([torch.diag_embed(scale), centre[:, :, None]], -1)
+        grid = F.affine_grid(theta, [len(images), 3, SIZE, SIZE], align_corners=False)
+        std = torch.tensor(STD, device=images.device)[:, None, None]
+        mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+        small = images.float() * (1 / (255 * std)) - mean / std
+        return F.grid_sample(small, grid, padding_mode="border", align_corners=False)
+
+    peers: Candidates = {"torchvision v2, per image": torchvision, "grid_sample": sampled}
+    if images.device.type == "cpu":
+        peers["Pillow, per image"] = partial(pillow, work)
+    return peers
+
+
+def mix_up(call: Callable[[], Tensor], mix: Mix) -> Tensor:
+    """Mix a finished batch."""
+    result, lam = call(), mix.lam[:, None, None, None]
+    return lam * result + (1 - lam) * result[mix.partner]
+
+
+def add_optional_peers(peers: Candidates, work: Work) -> None:
+    """Add kornia, kornia_rs, albumentations and onnxruntime where they are installed."""
+    images = work.images.contiguous()
+    pixels = work.images.permute(0, 2, 3, 1)  # (B, H, W, C)
+    mean, std = (torch.tensor(value, device=images.device) for value in (MEAN, STD))
+    try:
+        import kornia
+
+        def with_kornia() -> Tensor:
+            small = kornia.enhance.normalize(images.float() / 255, mean, std)
+            return kornia.geometry.resize(small, (SIZE, SIZE), align_corners=False, antialias=True)
+
+        peers["kornia"] = with_kornia
+    except ImportError:
+        pass
+    if images.device.type != "cpu":
+        return
+    try:
+        from kornia_rs.pipeline import resize_normalize_to_tensor_batch
+
+        arrays = list(pixels.numpy())
+        peers["kornia_rs, stacked"] = lambda: torch.from_numpy(
+            np.stack(resize_normalize_to_tensor_batch(arrays, (SIZE, SIZE), MEAN, STD))
+        )
+    except ImportError:
+        pass
+    try:
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+        import albumentations
+
+        transform = albumentations.Compose(
+            [albumentations.Resize(SIZE, SIZE), albumentations.Normalize(MEAN, STD)]
+        )
+        executor = ThreadPoolExecutor(torch.get_num_threads())
+
+        def with_albumentations() -> Tensor:
+            done = executor.map(lambda image: transform(image=image)["image"], pixels.numpy())
+            return torch.from_numpy(np.stack(list(done))).permute(0, 3, 1, 2)
+
+        peers["albumentations, per image"] = with_albumentations
+    except ImportError:
+        pass
+    try:
+        import onnxruntime
+
+        peers["onnxruntime"] = onnx_session(onnxruntime, work)
+    except ImportError:
+        pass
+
+
+def onnx_session(onnxruntime: object, work: Work) -> Callable[[], Tensor]:
+    """Return a graph of Cast, Mul, Add and ONNX's own Resize."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    gain = (1 / (255 * np.array(STD))).astype(np.float32).reshape(3, 1, 1)
+    bias = (-np.array(MEAN) / np.array(STD)).astype(np.float32).reshape(3, 1, 1)
+    shape = np.array([len(work.images), 3, SIZE, SIZE])
+    constants = {"gain": gain, "bias": bias, "shape": shape}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["floats", "gain"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "bias"], ["small"]),
+            helper.make_node(
+                "Resize", ["small", "", "", "shape"], ["result"], mode="linear", antialias=1
+            ),
+        ],
+        "resize",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, list(work.images.shape))],
+        [helper.make_tensor_value_info("result", TensorProto.FLOAT, shape.tolist())],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    feed = {"images": work.images.contiguous().numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+def gradient_candidates(name: str, batch: int, device: str, seed: int) -> Candidates:
+    """Return the backward passes of float images; the first is the one to compare with."""
+    side = SOURCES[name]
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(batch, 3, side, side, generator=generator).to(device).requires_grad_()
+    gradient = torch.rand(batch, 3, SIZE, SIZE, generator=generator).to(device)
+
+    def backward(result: Tensor) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(result, images, gradient, retain_graph=True)
+
+    aten = partial(F.interpolate, size=(SIZE, SIZE), mode="bilinear")
+    return {
+        "aten": backward(aten(images)),
+        "aten, antialias": backward(aten(images, antialias=True)),
+        "ours": backward(resize(images, SIZE, antialias=False)),
+        "ours, antialias": backward(resize(images, SIZE)),
+        "limit": gradient.sum,
+    }
+
+
+def limits(shape: tuple[int, ...], device: str) -> Candidates:
+    """Return what the machine allows, and what a fresh result alone costs."""
+    out = torch.empty(shape, device=device)
+    if device == "cuda":
+        source = torch.empty_like(out)
+        return {"limit": lambda: out.copy_(source)}
+    half = torch.empty(shape, dtype=torch.bfloat16)
+    return {
+        "limit": lambda: out.fill_(0),
+        "fill_ of bfloat16": lambda: half.fill_(0),
+        "torch.empty and fill_": lambda: torch.empty(shape).fill_(0),
+    }
+
+
+def errors(candidates: Candidates, work: Work) -> dict[str, float]:
+    """Return each candidate's largest difference from float64, in normalised units."""
+    expected = resize(work.images.double() / 255, SIZE, impl="reference", **work.arguments)
+    return {
+        name: (call().double() - expected).abs().max().item() for name, call in candidates.items()
+    }
+
+
+def measure(
+    candidates: Candidates, first: str, rounds: int, order: random.Random, device: str
+) -> dict[str, dict[str, object]]:
+    """Time every candidate once a round and summarise."""
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(2):
+        for call in candidates.values():
+            call()
+    for _ in range(rounds):
+        for name in order.sample(list(candidates), len(candidates)):
+            wait()
+            start = time.perf_counter()
+            candidates[name]()
+            wait()
+            times[name].append((time.perf_counter() - start) * 1e3)
+
+    def ratio(above: str, below: str) -> float:
+        pairs = zip(times[above], times[below], strict=True)
+        return round(statistics.median(a / b for a, b in pairs), 3)
+
+    return {
+        name: {
+            "ms": [round(value, 3) for value in statistics.quantiles(values, n=4)],
+            "faster than first": ratio(first, name),
+            "over limit": ratio(name, "limit"),
+        }
+        for name, values in times.items()
+    }
+
+
+def run(name: str, arguments: argparse.Namespace, order: random.Random) -> dict[str, object]:
+    """Measure one workload, print its table and return its figures."""
+    batch, device = arguments.batch, arguments.device
+    wrong: dict[str, float] = {}
+    if name.startswith("gradient"):
+        candidates = gradient_candidates(name.split()[1], batch, device, arguments.seed)
+        first = "aten"
+    else:
+        work = make_work(name, batch, device, arguments.seed)
+        peers = peer_candidates(work)
+        first = next(iter(peers))
+        candidates = {**our_candidates(work), **peers}
+        wrong = errors(candidates, work)
+        if wrong["ours"] > 2e-6 / min(STD):
+            raise RuntimeError(f"workload {name}: error {wrong['ours']:.1e}; nothing is timed")
+        candidates |= limits((batch, 3, SIZE, SIZE), device)
+    results = measure(candidates, first, arguments.rounds, order, device)
+    print(f"\n{name}: x is how much faster than {first}, limit how many times the limit's time")
+    for candidate, result in sorted(results.items(), key=lambda item: item[1]["ms"][1]):
+        if candidate in wrong:
+            result["error"] = float(f"{wrong[candidate]:.2g}")
+        low, median, high = result["ms"]
+        print(
+            f"{candidate:32}{median:9.2f} ms ({low:.2f} to {high:.2f})"
+            f"{result['faster than first']:8.1f} x{result['over limit']:8.2f} limit"
+            f"   {'error ' + format(wrong[candidate], '.1e') if candidate in wrong else ''}"
+        )
+    return {"workload": name, "first": first, "candidates": results}
+
+
+def main() -> None:
+    """Run the benchmark and write the result."""
+    names = [*SOURCES, *(f"gradient {name}" for name in "ABCD")]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workloads", nargs="+", choices=names, default=names)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tuned-malloc", action="store_true")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if arguments.tuned_malloc and not TUNED_MALLOC.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TUNED_MALLOC)
+    torch.set_num_threads(arguments.threads)
+
+    order = random.Random(arguments.seed)
+    results = [run(name, arguments, order) for name in arguments.workloads]
+    if arguments.output:
+        arguments.output.write_text(json.dumps(report(arguments, results), indent=1) + "\n")
+
+
+def report(arguments: argparse.Namespace, results: list[dict[str, object]]) -> dict[str, object]:
+    """Return the figures with all that is needed to repeat them."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    versions = {}
+    for package in (
+        "torch", "torchvision", "numpy", "pillow", "kornia", "kornia_rs", "albumentations",
+        "onnxruntime", "triton",
+    ):  # fmt: skip
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    name = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name()
+    return {
+        "command": "benchmarks/bench_resize.py",
+        "columns": "ms: quartiles; both ratios: medians over rounds; error: against float64",
+        "device": name,
+        "implementation": resize_implementation(),
+        "threads": arguments.threads,
+        "batch": arguments.batch,
+        "rounds": arguments.rounds,
+        "seed": arguments.seed,
+        "tuned malloc": arguments.tuned_malloc,
+        "commit": commit or None,
+        "versions": versions,
+        "results": results,
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return f"{platform.machine()} {platform.processor()}".strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+/* Rows in AVX2 and AVX-512, for compilers that know GCC's target attributes. */
+#ifndef LRV_NATIVE_ROWS_X86_H
+#define LRV_NATIVE_ROWS_X86_H
+
+#include <immintrin.h>
+
+/* Every processor with AVX2 has FMA and F16C. */
+#define AVX2_TARGET __attribute__((target("avx2,fma,f16c")))
+#define AVX512_SET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
+#if defined(__clang__)
+#define AVX512_TARGET __attribute__((target(AVX512_SET)))
+#else /* GCC would otherwise vectorise plain loops in halves */
+#define AVX512_TARGET __attribute__((target(AVX512_SET ",prefer-vector-width=512")))
+#endif
+
+/* Every third of 46 bytes, and no byte beyond them. */
+AVX2_TARGET ALWAYS_INLINE __m128i every_third_byte(const uint8_t *bytes) {
+    const char x = -1; /* taken from none */
+    __m128i a = _mm_loadu_si128((const __m128i *)bytes);
+    __m128i b = _mm_loadu_si128((const __m128i *)(bytes + 16));
+    __m128i c = _mm_loadu_si128((const __m128i *)(bytes + 30));
+    a = _mm_shuffle_epi8(a, _mm_setr_epi8(0, 3, 6, 9, 12, 15, x, x, x, x, x, x, x, x, x, x));
+    b = _mm_shuffle_epi8(b, _mm_setr_epi8(x, x, x, x, x, x, 2, 5, 8, 11, 14, x, x, x, x, x));
+    c = _mm_shuffle_epi8(c, _mm_setr_epi8(x, x, x, x, x, x, x, x, x, x, x, 3, 6, 9, 12, 15));
+    return _mm_or_si128(_mm_or_si128(a, b), c);
+}
+
+AVX2_TARGET static void load_avx2(float *row, const void *source, int type, ptrdiff_t step,
+                                  int count, float gain, float bias) {
+    int i = 0;
+    if (type == UINT8 && step == 3) {
+        __m256 g = _mm256_set1_ps(gain), b = _mm256_set1_ps(bias);
+        for (; i + 16 <= count; i += 16) {
+            __m128i bytes = every_third_byte((const uint8_t *)source + 3 * i);
+            __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+            __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)));
+            _mm256_storeu_ps(row + i, _mm256_fmadd_ps(low, g, b));
+            _mm256_storeu_ps(row + i + 8, _mm256_fmadd_ps(high, g, b));
+        }
+    }
+    const char *rest = (const char *)source + i * step * TYPE_BYTES[type];
+    load_body(row + i, rest, type, step, count - i, gain, bias);
+}
+
+AVX512_TARGET static void load_avx512(float *row, const void *source, int type, ptrdiff_t step,
+                                      int count, float gain, float bias) {
+    int i = 0;
+    if (type == UINT8 && step == 3) {
+        __m512 g = _mm512_set1_ps(gain), b = _mm512_set1_ps(bias);
+        for (; i + 16 <= count; i += 16) {
+            __m128i bytes = every_third_byte((const uint8_t *)source + 3 * i);
+            __m512 pixels = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+            _mm512_storeu_ps(row + i, _mm512_fmadd_ps(pixels, g, b));
+        }
+    }
+    const char *rest = (const char *)source + i * step * TYPE_BYTES[type];
+    load_body(row + i, rest, type, step, count - i, gain, bias);
+}
+
+AVX2_TARGET static void blend_avx2(float *row, const float *other, float a, int width) {
+    blend_body(row, other, a, width);
+}
+
+AVX512_TARGET static void blend_avx512(float *row, const float *other, float a, int width) {
+    blend_body(row, other, a, width);
+}
+
+/* Horizontal: neighbouring outputs read a short window of the source. The window is held in
+ * registers and permuted once per tap, where a gather would cost a load per pixel. Rows have
+ * room behind their end for a whole window (SLACK in native.c). `taps` is a constant where it is
+ * 2 or 4, so that the loops over it disappear. */
+
+AVX2_TARGET ALWAYS_INLINE void horizontal_avx2_taps(float *row, const float *source,
+                                                    const Axis *axis, int taps) {
+    const __m256i one = _mm256_set1_epi32(1);
+    for (int i = 0; i < axis->outputs; i += 8) {
+        const int32_t *first = axis->first + i;
+        const float *weight = axis->weight + i;
+        int origin = first[0] < first[7] ? first[0] : first[7];
+        const float *window = source + origin;
+        __m256i at = _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)first),
+                                      _mm256_set1_epi32(origin));
+        __m256 sum = _mm256_setzero_ps();
+        if (axis->span8 <= 8) {
+            __m256 a = _mm256_loadu_ps(window);
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), _mm256_permutevar8x32_ps(a, at),
+                                      sum);
+                at = _mm256_add_epi32(at, one);
+            }
+        } else if (axis->span8 <= 16) {
+            __m256 a = _mm256_loadu_ps(window), b = _mm256_loadu_ps(window + 8);
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                __m256 in_b = _mm256_castsi256_ps(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(7)));
+                __m256 pixel = _mm256_blendv_ps(_mm256_permutevar8x32_ps(a, at),
+                                                _mm256_permutevar8x32_ps(b, at), in_b);
+                sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), pixel, sum);
+                at = _mm256_add_epi32(at, one);
+            }
+        } else {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                __m256 pixel = _mm256_i32gather_ps(window + k, at, 4);
+                sum = _mm256_fmadd_ps(_mm256_loadu_ps(weight), pixel, sum);
+            }
+        }
+        _mm256_storeu_ps(row + i, sum);
+    }
+}
+
+AVX512_TARGET ALWAYS_INLINE void horizontal_avx512_taps(float *row, const float *source,
+                                                        const Axis *axis, int taps) {
+    const __m512i one = _mm512_set1_epi32(1), second_half = _mm512_set1_epi32(32);
+    for (int i = 0; i < axis->outputs; i += 16) {
+        const int32_t *first = axis->first + i;
+        const float *weight = axis->weight + i;
+        int origin = first[0] < first[15] ? first[0] : first[15];
+        const float *window = source + origin;
+        __m512i at = _mm512_sub_epi32(_mm512_loadu_si512(first), _mm512_set1_epi32(origin));
+        __m512 sum = _mm512_setzero_ps();
+        if (axis->span16 <= 16) {
+            __m512 a = _mm512_loadu_ps(window);
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), _mm512_permutexvar_ps(at, a), sum);
+                at = _mm512_add_epi32(at, one);
+            }
+        } else if (axis->span16 <= 32) {
+            __m512 a = _mm512_loadu_ps(window), b = _mm512_loadu_ps(window + 16);
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                __m512 pixel = _mm512_permutex2var_ps(a, at, b);
+                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
+                at = _mm512_add_epi32(at, one);
+            }
+        } else if (axis->span16 <= 64) {
+            __m512 a = _mm512_loadu_ps(window), b = _mm512_loadu_ps(window + 16);
+            __m512 c = _mm512_loadu_ps(window + 32), d = _mm512_loadu_ps(window + 48);
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                __mmask16 late = _mm512_test_epi32_mask(at, second_half);
+                __m512 pixel = _mm512_mask_blend_ps(late, _mm512_permutex2var_ps(a, at, b),
+                                                    _mm512_permutex2var_ps(c, at, d));
+                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
+                at = _mm512_add_epi32(at, one);
+            }
+        } else {
+            for (int k = 0; k < taps; k++, weight += axis->stride) {
+                __m512 pixel = _mm512_i32gather_ps(at, window + k, 4);
+                sum = _mm512_fmadd_ps(_mm512_loadu_ps(weight), pixel, sum);
+            }
+        }
+        _mm512_storeu_ps(row + i, sum);
+    }
+}
+
+#define DEFINE_HORIZONTAL(set, attribute)                                                       \
+    attribute static void horizontal_##set(float *row, const float *source, const Axis *axis) { \
+        if (axis->taps == 2) horizontal_##set##_taps(row, source, axis, 2);                     \
+        else if (axis->taps == 4) horizontal_##set##_taps(row, source, axis, 4);                \
+        else horizontal_##set##_taps(row, source, axis, axis->taps);                            \
+    }
+
+DEFINE_HORIZONTAL(avx2, AVX2_TARGET)
+DEFINE_HORIZONTAL(avx512, AVX512_TARGET)
+
+/* Combine: four vectors at a time, so that a weight serves four sums. */
+
+AVX2_TARGET ALWAYS_INLINE void combine_avx2_count(float *row, const float *const *rows,
+                                                  const float *weights, int count, int width,
+                                                  int stream) {
+    int i = 0;
+    for (; i + 32 <= width; i += 32) {
+        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(),
+                          _mm256_setzero_ps(), _mm256_setzero_ps()};
+        for (int k = 0; k < count; k++) {
+            __m256 weight = _mm256_set1_ps(weights[k]);
+            for (int j = 0; j < 4; j++) {
+                sums[j] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(rows[k] + i + 8 * j), sums[j]);
+            }
+        }
+        for (int j = 0; j < 4; j++) {
+            if (stream) _mm256_stream_ps(row + i + 8 * j, sums[j]);
+            else _mm256_storeu_ps(row + i + 8 * j, sums[j]);
+        }
+    }
+    for (; i + 8 <= width; i += 8) {
+        __m256 sum = _mm256_setzero_ps();
+        for (int k = 0; k < count; k++) {
+            sum = _mm256_fmadd_ps(_mm256_set1_ps(weights[k]), _mm256_loadu_ps(rows[k] + i), sum);
+        }
+        if (stream) _mm256_stream_ps(row + i, sum);
+        else _mm256_storeu_ps(row + i, sum);
+    }
+    for (; i < width; i++) {
+        float sum = 0;
+        for (int k = 0; k < count; k++) sum += weights[k] * rows[k][i];
+        row[i] = sum;
+    }
+}
+
+AVX512_TARGET ALWAYS_INLINE void combine_avx512_count(float *row, const float *const *rows,
+                                                      const float *weights, int count, int width,
+                                                      int stream) {
+    int i = 0;
+    for (; i + 64 <= width; i += 64) {
+        __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(),
+                          _mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int k = 0; k < count; k++) {
+            __m512 weight = _mm512_set1_ps(weights[k]);
+            for (int j = 0; j < 4; j++) {
+                sums[j] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(rows[k] + i + 16 * j), sums[j]);
+            }
+        }
+        for (int j = 0; j < 4; j++) {
+            if (stream) _mm512_stream_ps(row + i + 16 * j, sums[j]);
+            else _mm512_storeu_ps(row + i + 16 * j, sums[j]);
+        }
+    }
+    for (; i + 16 <= width; i += 16) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int k = 0; k < count; k++) {
+            sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[k]), _mm512_loadu_ps(rows[k] + i), sum);
+        }
+        if (stream) _mm512_stream_ps(row + i, sum);
+        else _mm512_storeu_ps(row + i, sum);
+    }
+    for (; i < width; i++) {
+        float sum = 0;
+        for (int k = 0; k < count; k++) sum += weights[k] * rows[k][i];
+        row[i] = sum;
+    }
+}
+
+#define DEFINE_COMBINE(set, attribute)                                                          \
+    attribute static void combine_##set(float *row, const float *const *rows,                   \
+                                        const float *weights, int count, int width,             \
+                                        int stream) {                                           \
+        if (count == 2 && stream) combine_##set##_count(row, rows, weights, 2, width, 1);       \
+        else if (count == 2) combine_##set##_count(row, rows, weights, 2, width, 0);            \
+        else if (count == 4 && stream) combine_##set##_count(row, rows, weights, 4, width, 1);  \
+        else combine_##set##_count(row, rows, weights, count, width, stream);                   \
+    }
+
+DEFINE_COMBINE(avx2, AVX2_TARGET)
+DEFINE_COMBINE(avx512, AVX512_TARGET)
+
+AVX2_TARGET ALWAYS_INLINE __m256i bfloat_bits_avx2(const float *row) {
+    __m256 value = _mm256_loadu_ps(row);
+    __m256i bits = _mm256_castps_si256(value);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+}
+
+AVX2_TARGET static void store_avx2(void *target, const float *row, int type, int width,
+                                   int stream) {
+    int i = 0;
+    if (type == FLOAT32) {
+        for (; stream && i < width; i += 8) {
+            _mm256_stream_ps((float *)target + i, _mm256_loadu_ps(row + i));
+        }
+    } else {
+        for (; i + 16 <= width; i += 16) {
+            __m256i words;
+            if (type == FLOAT16) {
+                words = _mm256_set_m128i(_mm256_cvtps_ph(_mm256_loadu_ps(row + i + 8), 0),
+                                         _mm256_cvtps_ph(_mm256_loadu_ps(row + i), 0));
+            } else {
+                words = _mm256_packus_epi32(bfloat_bits_avx2(row + i),
+                                            bfloat_bits_avx2(row + i + 8));
+                words = _mm256_permute4x64_epi64(words, 0xd8);
+            }
+            __m256i *to = (__m256i *)((uint16_t *)target + i);
+            if (stream) _mm256_stream_si256(to, words);
+            else _mm256_storeu_si256(to, words);
+        }
+    }
+    store_body((char *)target + (size_t)i * (size_t)TYPE_BYTES[type], row + i, type, width - i);
+}
+
+AVX512_TARGET ALWAYS_INLINE __m256i bfloat_avx512(__m512 value) {
+    __m512i bits = _mm512_castps_si512(value);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+    return _mm512_cvtepi32_epi16(rounded);
+}
+
+AVX512_TARGET static void store_avx512(void *target, const float *row, int type, int width,
+                                       int stream) {
+    int i = 0;
+    if (type == FLOAT32) {
+        for (; stream && i < width; i += 16) {
+            _mm512_stream_ps((float *)target + i, _mm512_loadu_ps(row + i));
+        }
+    } else {
+        for (; i + 32 <= width; i += 32) {
+            __m512 low = _mm512_loadu_ps(row + i), high = _mm512_loadu_ps(row + i + 16);
+            __m256i first = type == FLOAT16 ? _mm512_cvtps_ph(low, 0) : bfloat_avx512(low);
+            __m256i second = type == FLOAT16 ? _mm512_cvtps_ph(high, 0) : bfloat_avx512(high);
+            __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+            __m512i *to = (__m512i *)((uint16_t *)target + i);
+            if (stream) _mm512_stream_si512(to, words);
+            else _mm512_storeu_si512(to, words);
+        }
+    }
+    store_body((char *)target + (size_t)i * (size_t)TYPE_BYTES[type], row + i, type, width - i);
+}
+
+AVX2_TARGET static void interleave_avx2(void *target, const void *rows, size_t pitch, int bytes,
+                                        int channels, int width, int stream) {
+    (void)stream;
+    interleave_body(target, rows, pitch, bytes, channels, width);
+}
+
+/* Lane i of the v-th of three vectors is channel (16 v + i) % 3 of pixel (16 v + i) / 3. The first
+ * permutation picks from red and green (16 and up), the second keeps these and fills in blue. */
+static const int32_t RED_GREEN[3][16] = {
+    {0, 16, 0, 1, 17, 1, 2, 18, 2, 3, 19, 3, 4, 20, 4, 5},
+    {21, 5, 6, 22, 6, 7, 23, 7, 8, 24, 8, 9, 25, 9, 10, 26},
+    {10, 11, 27, 11, 12, 28, 12, 13, 29, 13, 14, 30, 14, 15, 31, 15},
+};
+static const int32_t WITH_BLUE[3][16] = {
+    {0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15},
+    {0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15},
+    {26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31},
+};
+
+AVX512_TARGET static void interleave_avx512(void *target, const void *rows, size_t pitch,
+                                            int bytes, int channels, int width, int stream) {
+    int i = 0;
+    if (channels == 3 && bytes == 4) {
+        const float *r = rows;
+        const float *g = (const float *)((const char *)rows + pitch);
+        const float *b = (const float *)((const char *)rows + 2 * pitch);
+        for (; i + 16 <= width; i += 16) {
+            __m512 red = _mm512_loadu_ps(r + i), green = _mm512_loadu_ps(g + i);
+            __m512 blue = _mm512_loadu_ps(b + i);
+            for (int v = 0; v < 3; v++) {
+                __m512 pixels =
+                    _mm512_permutex2var_ps(red, _mm512_loadu_si512(RED_GREEN[v]), green);
+                pixels = _mm512_permutex2var_ps(pixels, _mm512_loadu_si512(WITH_BLUE[v]), blue);
+                float *to = (float *)target + 3 * i + 16 * v;
+                if (stream) _mm512_stream_ps(to, pixels);
+                else _mm512_storeu_ps(to, pixels);
+            }
+        }
+    }
+    size_t done = (size_t)i * (size_t)bytes;
+    interleave_body((char *)target + (size_t)channels * done, (const char *)rows + done, pitch,
+                    bytes, channels, width - i);
+}
+
+static const RowKernels ROWS_AVX2 = {load_avx2,  horizontal_avx2, combine_avx2,
+                                     blend_avx2, store_avx2,      interleave_avx2};
+static const RowKernels ROWS_AVX512 = {load_avx512,  horizontal_avx512, combine_avx512,
+                                       blend_avx512, store_avx512,      interleave_avx512};
+
+/* The best instruction set of this machine. */
+static int rows_supported(void) {
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return PORTABLE;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        return AVX512;
+    }
+    return AVX2;
+}
+
+static const RowKernels *rows_kernels(int set) {
+    return set == AVX512 ? &ROWS_AVX512 : set == AVX2 ? &ROWS_AVX2 : &ROWS_PORTABLE;
+}
+
+/* Make streamed stores visible to other threads. */
+static void rows_end(void) { _mm_sfence(); }
+
+#endif
