@@ -15,6 +15,7 @@ from lowres_vision._batch import Batch
 from lowres_vision._checks import check_choice, check_range
 from lowres_vision._random import stream
 from lowres_vision.losses import check_outputs
+from lowres_vision.optim import keep_batch_norm_statistics
 
 # Keys that keep the random streams of one seed apart.
 _TRANSFORM = 1
@@ -34,7 +35,9 @@ class Classifier(L.LightningModule):
         transform: From the loader's images to the model's, called as
             ``transform(images, mix=..., generator=...)``, e.g. a
             :class:`~lowres_vision.augment.BatchTransform`; None hands the images on.
-        optimizer: From parameters to an optimiser, e.g. ``partial(torch.optim.AdamW, lr=5e-5)``.
+        optimizer: From parameters to an optimiser, e.g. ``partial(torch.optim.AdamW, lr=5e-5)``,
+            or ``partial(SAM, base_optimizer=torch.optim.AdamW, lr=5e-5)`` with
+            :class:`~lowres_vision.optim.SAM`, whose two passes see the same crops and mixes.
         schedule: ``"cosine"`` takes the learning rate to 0 over the run, ``"constant"`` keeps it.
         warmup: Share of the steps over which the learning rate rises from 0, in [0, 1].
         seed: Seed of the transform's draws.
@@ -74,7 +77,9 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Return the loss of one batch."""
         generator = stream(self.seed, _TRANSFORM, self.current_epoch, batch_index, self.global_rank)
-        loss: Tensor = self.loss(self._outputs(batch, generator), batch.targets)
+        second_pass = bool(getattr(self.optimizers(), "in_second_pass", False))
+        with keep_batch_norm_statistics(self.model, enabled=second_pass):
+            loss: Tensor = self.loss(self._outputs(batch, generator), batch.targets)
         self.log(
             "train_loss",
             loss.detach(),

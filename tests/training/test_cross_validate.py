@@ -14,6 +14,7 @@ from lowres_vision.augment import BatchTransform
 from lowres_vision.data import DataError, Manifest, MultiResolutionDataset, StratifiedFolds
 from lowres_vision.losses import ArcFaceLoss, CosineLoss, CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
+from lowres_vision.optim import SAM
 from lowres_vision.training import Classifier, PairsDataModule, cross_validate, load_weights
 
 pytestmark = pytest.mark.filterwarnings(
@@ -146,6 +147,42 @@ def test_resolutions_and_mixed_labels(
         batch_size=8,
     )
     assert result.accuracy > 0.5
+
+
+def test_sam_sees_the_same_batch_twice_and_moves_statistics_once(manifest: Manifest) -> None:
+    seen = []
+
+    class Normed(ColourNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images.detach().clone())
+            return self.norm(super().forward(images))
+
+    classifier = Classifier(
+        Normed(),
+        CrossEntropyLoss(),
+        transform=BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
+        optimizer=partial(SAM, base_optimizer=torch.optim.SGD, lr=0.1),
+    )
+    dataset = MultiResolutionDataset(manifest)
+    trainer = L.Trainer(
+        max_epochs=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(classifier, PairsDataModule(dataset, dataset, batch_size=12))
+    assert len(seen) == 6
+    assert all(
+        torch.equal(first, second) for first, second in zip(seen[::2], seen[1::2], strict=True)
+    )
+    assert not torch.equal(seen[0], seen[2])
+    assert int(classifier.model.norm.num_batches_tracked) == 3
 
 
 def test_the_learning_rate_is_a_function_of_the_step(manifest: Manifest) -> None:
