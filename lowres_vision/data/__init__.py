@@ -1,24 +1,41 @@
 """Rows of images at one or two resolutions: read, checked, split and decoded."""
 
 from lowres_vision._batch import Batch, Pair, PairBatch, Sample, collate
+from lowres_vision.data._audit import AuditReport, audit
 from lowres_vision.data._dataset import MultiResolutionDataset
 from lowres_vision.data._decode import decode_image
+from lowres_vision.data._duplicates import near_duplicates, perceptual_hash
 from lowres_vision.data._errors import DataError, Fault
 from lowres_vision.data._folds import StratifiedFolds
+from lowres_vision.data._links import linked_rows
 from lowres_vision.data._manifest import Manifest
+from lowres_vision.data._pair_transforms import RandomPairTransform
+from lowres_vision.data._samplers import BalancedSampler
+from lowres_vision.data._statistics import ChannelStatistics, channel_statistics
 from lowres_vision.data._toy import make_toy_pairs
+from lowres_vision.data._weights import class_weights
 
 __all__ = [
+    "AuditReport",
+    "BalancedSampler",
     "Batch",
+    "ChannelStatistics",
     "DataError",
     "Fault",
     "Manifest",
     "MultiResolutionDataset",
     "Pair",
     "PairBatch",
+    "RandomPairTransform",
     "Sample",
     "StratifiedFolds",
+    "audit",
+    "channel_statistics",
+    "class_weights",
     "collate",
     "decode_image",
+    "linked_rows",
     "make_toy_pairs",
+    "near_duplicates",
+    "perceptual_hash",
 ]

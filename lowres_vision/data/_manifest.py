@@ -3,16 +3,17 @@
 import csv
 import difflib
 import hashlib
+import io
+import itertools
 import os
 import posixpath
 import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,7 @@ class Manifest:
         group: str | None = None,
         root: str | os.PathLike[str] | None = None,
         classes: Sequence[str] | None = None,
-    ) -> Self:
+    ) -> "Manifest":
         r"""Read a CSV of images and check every row of it.
 
         Args:
@@ -98,56 +99,19 @@ class Manifest:
             >>> len(manifest), manifest.class_counts()
             (6, {'Amber Finch': 3, 'Azure Tit': 3})
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is not a file; give the path of a CSV of images")
-        root = Path(path.parent if root is None else root)
-        header, rows = _read_table(path)
-        faults: list[Fault] = []
-        optional = {"upscale_img_path": high_resolution, "label": label, "id": id}
-        missing = [name for default, name in optional.items() if name != default]
-        for name in [image, *missing, *([group] if group else [])]:
-            if name not in header:
-                faults.append(_missing_column(name, header))
-        if faults:
-            raise DataError(path, faults)
-
-        cells = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-        nulls = {name: sum(not cell.strip() for cell in cells[name]) for name in header}
-        used = [name for name in (image, high_resolution, label, id, group) if name in cells]
-        for name in used:
-            faults += _empty_cells(name, cells[name])
-
-        low = _check_paths(image, cells[image], root, faults)
-        high = None
-        if high_resolution in cells:
-            high = _check_paths(high_resolution, cells[high_resolution], root, faults)
-        ids = cells.get(id, low)
-        faults += _repeated_ids(id, ids) if id in cells else []
-        names = cells.get(label)
-        if names is not None:
-            faults += _label_twins(label, names)
-            known = tuple(sorted(set(names)) if classes is None else classes)
-            index = {name: number for number, name in enumerate(known)}
-            faults += _unknown_labels(label, names, index)
-            labels = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-        else:
-            known = tuple(classes or ())
-            labels = np.full(len(rows), -1, dtype=np.int64)
-        if faults:
-            raise DataError(path, faults)
-        return cls(
-            source=path,
+        manifest, faults = read_rows(
+            path,
+            image=image,
+            high_resolution=high_resolution,
+            label=label,
+            id=id,
+            group=group,
             root=root,
-            low=tuple(low),
-            high=tuple(high) if high is not None else None,
-            ids=tuple(ids),
-            labels=labels,
-            classes=known,
-            groups=tuple(cells[group]) if group else None,
-            nulls=nulls,
-            label_column=label,
+            classes=classes,
         )
+        if manifest is None or faults:
+            raise DataError(path, faults)
+        return manifest
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -182,14 +146,94 @@ class Manifest:
         return hashlib.sha256(repr(columns).encode()).hexdigest()
 
 
+def read_rows(
+    path: str | os.PathLike[str],
+    *,
+    image: str,
+    high_resolution: str,
+    label: str,
+    id: str,
+    group: str | None,
+    root: str | os.PathLike[str] | None,
+    classes: Sequence[str] | None,
+) -> tuple[Manifest | None, list[Fault]]:
+    """Read a CSV as :meth:`Manifest.read_csv` does, but return the faults with what was read.
+
+    In the manifest of a CSV with faults, an unusable path is empty and an unusable label -1. It is
+    None where the file is no table or a column is missing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of a CSV of images")
+    root = Path(path.parent if root is None else root)
+    try:
+        header, rows = _read_table(path)
+    except DataError as error:
+        return None, list(error.faults)
+    optional = {"upscale_img_path": high_resolution, "label": label, "id": id}
+    needed = [name for default, name in optional.items() if name != default]
+    needed = [image, *needed, *([group] if group else [])]
+    if missing := [_missing_column(name, header) for name in needed if name not in header]:
+        return None, missing
+
+    cells = {name: [row[i] for row in rows] for i, name in enumerate(header)}
+    used = [name for name in (image, high_resolution, label, id, group) if name in cells]
+    faults: list[Fault] = []
+    for name in used:
+        faults += limited(_empty_cells(name, cells[name]), name)
+    low, bad = _check_paths(image, cells[image], root)
+    faults += limited(bad, image)
+    high = None
+    if high_resolution in cells:
+        high, bad = _check_paths(high_resolution, cells[high_resolution], root)
+        faults += limited(bad, high_resolution)
+    if id in cells:
+        faults += limited(_repeated_ids(id, cells[id]), id)
+    names = cells.get(label)
+    if names is not None:
+        faults += limited(_label_twins(label, names), label)
+        found = {name for name in names if name.strip()}
+        known = tuple(sorted(found) if classes is None else classes)
+        index = {name: number for number, name in enumerate(known)}
+        faults += limited(_unknown_labels(label, names, index), label)
+        labels = np.array([index.get(name, -1) for name in names], dtype=np.int64)
+    else:
+        known = tuple(classes or ())
+        labels = np.full(len(rows), -1, dtype=np.int64)
+    manifest = Manifest(
+        source=path,
+        root=root,
+        low=tuple(low),
+        high=tuple(high) if high is not None else None,
+        ids=tuple(cells.get(id, low)),
+        labels=labels,
+        classes=known,
+        groups=tuple(cells[group]) if group else None,
+        nulls={name: sum(not cell.strip() for cell in cells[name]) for name in header},
+        label_column=label,
+    )
+    return manifest, faults
+
+
+def limited(faults: Iterable[Fault], column: str | None = None) -> list[Fault]:
+    """Return the first 1,000 faults, and one that counts the rest."""
+    remaining = iter(faults)
+    shown = list(itertools.islice(remaining, _MAX_FAULTS))
+    if rest := sum(1 for _ in remaining):
+        reason = f"has {rest:,} more such faults"
+        shown.append(Fault(reason, "mend the first and look again", column=column))
+    return shown
+
+
 def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     """Return header and data rows of a CSV, each row as wide as the header."""
     text = _decode_text(path)
-    lines = text.splitlines(keepends=True)
-    if not lines or not lines[0].strip():
+    # Not str.splitlines, which also splits at form feeds and other signs that a name may hold.
+    first = io.StringIO(text, newline="").readline()
+    if not first.strip():
         raise DataError(path, [Fault("is empty", "give a CSV with a header and a row per image")])
-    separator = max(",;\t", key=lines[0].count)
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    separator = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         header = [name.strip() for name in next(reader)]
         rows = [row for row in reader if row]
@@ -203,11 +247,11 @@ def _read_table(path: Path) -> tuple[list[str], list[list[str]]]:
     ]
     if not rows:
         faults.append(Fault("has a header but no rows", "give a row per image"))
-    faults += [
+    faults += limited(
         Fault(f"has {len(row)} cells, the header has {len(header)}", "mend the row", row=number)
         for number, row in enumerate(rows, 1)
         if len(row) != len(header)
-    ][:_MAX_FAULTS]
+    )
     if faults:
         raise DataError(path, faults)
     return header, rows
@@ -239,28 +283,27 @@ def _missing_column(name: str, header: list[str]) -> Fault:
     )
 
 
-def _empty_cells(name: str, cells: list[str]) -> list[Fault]:
-    empty = (row for row, cell in enumerate(cells, 1) if not cell.strip())
-    return [
-        Fault("cell is empty", "fill it or drop the row", row=row, column=name)
-        for row, _ in zip(empty, range(_MAX_FAULTS), strict=False)
-    ]
+def _empty_cells(name: str, cells: list[str]) -> Iterator[Fault]:
+    for row, cell in enumerate(cells, 1):
+        if not cell.strip():
+            yield Fault("cell is empty", "fill it or drop the row", row=row, column=name)
 
 
-def _check_paths(column: str, cells: list[str], root: Path, faults: list[Fault]) -> list[str]:
-    """Return the cells as relative POSIX paths; add a fault for each that is no file in root."""
+def _check_paths(column: str, cells: list[str], root: Path) -> tuple[list[str], list[Fault]]:
+    """Return the cells as relative POSIX paths, empty where they name no file in root, and why."""
     real_root = os.path.realpath(root)
     real_folders: dict[str, str] = {}
     paths = []
+    faults = []
     for row, cell in enumerate(cells, 1):
         path = posixpath.normpath(cell.strip().replace("\\", "/"))
-        paths.append(path)
-        if not cell.strip() or len(faults) >= _MAX_FAULTS:
-            continue
-        problem = _path_problem(path, root, real_root, real_folders)
-        if problem:
+        if not cell.strip():
+            path = ""
+        elif problem := _path_problem(path, root, real_root, real_folders):
+            path = ""
             faults.append(Fault(*problem, row=row, column=column, path=cell))
-    return paths
+        paths.append(path)
+    return paths, faults
 
 
 def _path_problem(
@@ -295,13 +338,12 @@ def _path_problem(
     return None
 
 
-def _repeated_ids(column: str, ids: list[str]) -> list[Fault]:
+def _repeated_ids(column: str, ids: list[str]) -> Iterator[Fault]:
     first: dict[str, int] = {}
-    return [
-        Fault(f"id {value!r} stands in row {first[value]} too", "make ids unique", row, column)
-        for row, value in enumerate(ids, 1)
-        if first.setdefault(value, row) != row
-    ][:_MAX_FAULTS]
+    for row, value in enumerate(ids, 1):
+        if first.setdefault(value, row) != row:
+            reason = f"id {value!r} stands in row {first[value]} too"
+            yield Fault(reason, "make ids unique", row, column)
 
 
 def _label_twins(column: str, names: list[str]) -> Iterator[Fault]:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lowres_vision._batch import Batch, PairBatch, collate
 from lowres_vision._checks import check_range
 from lowres_vision._random import stream
+from lowres_vision.data import MultiResolutionDataset
 
 Collate = Callable[[Any], Any]
 
@@ -23,7 +24,8 @@ class PairsDataModule(L.LightningDataModule):
     and the epoch alone, so a restart or another number of workers changes nothing.
 
     Args:
-        train: Training samples, e.g. a :class:`~lowres_vision.data.MultiResolutionDataset`.
+        train: Training samples, e.g. a :class:`~lowres_vision.data.MultiResolutionDataset`, whose
+            transforms are then keyed by the epoch.
         held_out: Validation samples, read in order.
         predict: Samples to predict, read in order; default ``held_out``.
         batch_size: Most samples in a batch.
@@ -58,6 +60,7 @@ class PairsDataModule(L.LightningDataModule):
             self.batch_size,
             seed=self.seed,
             epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
+            keyed=isinstance(self.train, MultiResolutionDataset),
         )
         return DataLoader(
             self.train,
@@ -81,18 +84,25 @@ class PairsDataModule(L.LightningDataModule):
         )
 
 
-class _ShuffledBatches(Sampler[list[int]]):
-    """All samples once, in an order drawn from (seed, epoch), in batches of even size."""
+class _ShuffledBatches(Sampler[list[Any]]):
+    """All samples once, in an order drawn from (seed, epoch), in batches of even size.
+
+    Where ``keyed`` an index comes as ``(index, epoch)``.
+    """
 
     def __init__(
-        self, samples: int, batch_size: int, *, seed: int, epoch: Callable[[], int]
+        self, samples: int, batch_size: int, *, seed: int, epoch: Callable[[], int], keyed: bool
     ) -> None:
-        self.samples, self.batch_size, self.seed, self.epoch = samples, batch_size, seed, epoch
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.epoch, self.keyed = epoch, keyed
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(self.samples, generator=stream(self.seed, self.epoch()))
+    def __iter__(self) -> Iterator[list[Any]]:
+        epoch = self.epoch()
+        order = torch.randperm(self.samples, generator=stream(self.seed, epoch))
         parts: Sequence[Any] = np.array_split(order.numpy(), len(self))
-        return iter([part.tolist() for part in parts])
+        for part in parts:
+            indices = part.tolist()
+            yield [(index, epoch) for index in indices] if self.keyed else indices

@@ -1,10 +1,14 @@
+import itertools
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from lowres_vision.data import DataError, Manifest, StratifiedFolds
 
@@ -80,6 +84,156 @@ def test_group_shares_stay_close() -> None:
         assert np.abs(share - 0.2).max() < 0.08
 
 
+def class_counts(y: np.ndarray, splits: Any) -> np.ndarray:
+    """Return ``(folds, K)`` how often each class is held out."""
+    return np.array([np.bincount(y[rows], minlength=y.max() + 1) for _, rows in splits])
+
+
+def can_be_dealt(has: np.ndarray, n_splits: int) -> bool:
+    """Try every dealing of groups with classes ``has (G, K)`` for one with all classes in all."""
+    dealings = np.array(list(itertools.product(range(n_splits), repeat=len(has))))
+    good = np.ones(len(dealings), dtype=bool)
+    for fold in range(n_splits):
+        good &= ((dealings == fold).astype(int) @ has.astype(int) > 0).all(axis=1)
+    return bool(good.any())
+
+
+def random_data_set(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return classes and groups of up to ten groups, with one to three images per class in it."""
+    has = random.random((random.integers(3, 11), random.integers(1, 10))) < random.uniform(0.2, 1)
+    has[0, 0] = True
+    groups, y = (np.unique(part, return_inverse=True)[1] for part in np.nonzero(has))
+    times = random.integers(1, 4, len(y))
+    order = random.permutation(times.sum())
+    return y.repeat(times)[order], groups.repeat(times)[order]
+
+
+def test_a_thousand_data_sets() -> None:
+    random = np.random.default_rng(0)
+    dealt = impossible = left_out = 0
+    for seed in range(1000):
+        n_splits = int(random.integers(2, 4))
+        y, groups = random_data_set(random)
+        has = np.zeros((groups.max() + 1, y.max() + 1), dtype=bool)
+        has[groups, y] = True
+        in_groups = has.sum(axis=0)
+        folds = StratifiedFolds(n_splits, seed=seed)
+        if (in_groups < n_splits).any():
+            with pytest.raises(ValueError, match=r"classes cannot be in each of") as error:
+                folds.split(y, groups)
+            for name in np.flatnonzero(in_groups < n_splits):
+                assert f"'{name}' ({in_groups[name]} " in str(error.value)
+            continue
+        try:
+            splits = list(folds.split(y, groups))
+        except ValueError as error:
+            told = str(error)
+            splits = []
+        if not splits:
+            assert re.search(r"no dealing of the groups was found .* class '\d'", told)
+            assert not can_be_dealt(has, n_splits)
+            impossible += 1
+            continue
+        for train, rows in splits:
+            assert np.array_equal(np.sort(np.concatenate([train, rows])), np.arange(len(y)))
+            assert not set(groups[train]) & set(groups[rows])
+        assert (class_counts(y, splits) > 0).all()
+        again = StratifiedFolds(n_splits, seed=seed).split(y, groups)
+        assert all(np.array_equal(a[1], b[1]) for a, b in zip(splits, again, strict=True))
+        greedy = StratifiedGroupKFold(n_splits).split(y, y, groups)
+        left_out += bool((class_counts(y, greedy) == 0).any())
+        dealt += 1
+    # Both what cannot be dealt and what a greedy choice alone gets wrong did occur.
+    assert dealt > 500
+    assert impossible >= 5
+    assert left_out > 50
+
+
+def test_groups_of_one_are_no_groups() -> None:
+    y = np.random.default_rng(0).integers(0, 4, 103)
+    alone = StratifiedFolds(5, seed=2).split(y, np.arange(103))
+    for (_, a), (_, b) in zip(alone, StratifiedFolds(5, seed=2).split(y), strict=True):
+        assert np.array_equal(a, b)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 6))
+def test_images_alone_even_out_what_pairs_left(seed: int, n_splits: int) -> None:
+    random = np.random.default_rng(seed)
+    y = np.repeat(np.arange(4), random.integers(4 * n_splits, 60, 4))
+    groups = np.arange(len(y))
+    first = np.flatnonzero((y[1:] == y[:-1]) & (random.random(len(y) - 1) < 0.15))
+    groups[first + 1] = first  # pairs, some of them overlapping ones cut short
+    counts = class_counts(y, StratifiedFolds(n_splits, seed=seed).split(y, groups))
+    assert (np.ptp(counts, axis=0) <= 1).all()
+    assert np.ptp(counts.sum(axis=1)) <= 2
+
+
+def test_large_groups_are_spread_as_evenly_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(0)
+    unevenness = []
+    for seed in range(20):
+        groups = np.sort(random.integers(0, 60, 600))
+        y = (random.integers(0, 5, 60)[groups] + (random.random(600) < 0.3)) % 5
+        ours = StratifiedFolds(5, seed=seed).split(y, groups)
+        theirs = StratifiedGroupKFold(5, shuffle=True, random_state=seed).split(y, y, groups)
+        unevenness.append(
+            [(class_counts(y, splits) / np.bincount(y)).std() for splits in (ours, theirs)]
+        )
+    mine, peers = np.mean(unevenness, axis=0)
+    assert mine < 1.02 * peers
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.1, 0.2, 1 / 3, 0.5, 0.75]), st.booleans())
+def test_a_hold_out_takes_its_share_of_every_class(seed: int, share: float, shuffle: bool) -> None:
+    random = np.random.default_rng(seed)
+    y = random.permutation(np.repeat(np.arange(12), random.integers(10, 60, 12)))
+    train, held_out = StratifiedFolds(seed=seed, shuffle=shuffle).hold_out(y, share=share)
+    assert np.array_equal(np.sort(np.concatenate([train, held_out])), np.arange(len(y)))
+    counts = np.bincount(y[held_out], minlength=12)
+    assert (np.abs(counts - share * np.bincount(y)) < 1 + 1e-9).all()
+    assert abs(counts.sum() - share * len(y)) < 2
+    _, theirs = train_test_split(np.arange(len(y)), test_size=share, stratify=y, random_state=seed)
+    assert (np.abs(counts - np.bincount(y[theirs], minlength=12)) <= 1).all()
+
+
+def test_a_hold_out_keeps_groups_and_both_sides_of_a_class() -> None:
+    random = np.random.default_rng(0)
+    for seed in range(100):
+        groups = np.sort(random.integers(0, 40, 300))
+        y = random.integers(0, 4, 40)[groups]
+        train, held_out = StratifiedFolds(5, seed=seed).hold_out(y, groups)
+        assert not set(groups[train]) & set(groups[held_out])
+        assert set(y[train]) == set(y[held_out]) == set(y)
+        assert abs(len(held_out) / 300 - 0.2) < 0.08
+    train, held_out = StratifiedFolds().hold_out([0, 0, 1, 1], share=0.01)
+    assert (len(train), len(held_out)) == (2, 2)
+
+
+def test_what_a_hold_out_refuses() -> None:
+    for share in (0, 1, -0.5, float("nan")):
+        with pytest.raises(ValueError, match="`share` must be"):
+            StratifiedFolds().hold_out([0, 0, 1, 1], share=share)
+    with pytest.raises(ValueError, match=r"in each of 2 folds: '1' \(1 image\)"):
+        StratifiedFolds().hold_out([0, 0, 1])
+
+
+def test_repeats_have_seeds_of_their_own() -> None:
+    repeats = StratifiedFolds(3, seed=4).repeated(5)
+    assert repeats[0].seed == 4
+    assert len({folds.seed for folds in repeats}) == 5
+    assert repeats[1].seed != StratifiedFolds(3, seed=5).repeated(5)[0].seed
+    assert [f.seed for f in repeats] == [f.seed for f in StratifiedFolds(3, seed=4).repeated(5)]
+    y = np.repeat([0, 1], 30)
+    held_out = [tuple(next(folds.split(y))[1]) for folds in repeats]
+    assert len(set(held_out)) == 5
+    with pytest.raises(ValueError, match="`times` must be >= 1"):
+        repeats[0].repeated(0)
+    with pytest.raises(ValueError, match="`shuffle` must be True for repeats to differ"):
+        StratifiedFolds(3, shuffle=False).repeated(2)
+
+
 def test_a_rare_class_is_named() -> None:
     y = ["tit"] * 9 + ["finch"] * 2 + ["rail"]
     with pytest.raises(
@@ -110,3 +264,17 @@ def test_assign_names_the_file_and_keeps_groups(toy: Path, tmp_path: Path) -> No
     rare.write_text("\n".join([*lines[:-1], lines[-1].rsplit(",", 1)[0] + ",Lone Bird"]) + "\n")
     with pytest.raises(DataError, match=r"train\.csv: 1 of 4 classes.*'Lone Bird' \(1 image\)"):
         StratifiedFolds(4).assign(Manifest.read_csv(rare, root=toy))
+
+
+def test_files_that_stand_twice_never_cross(toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path, dirs_exist_ok=True)
+    for first in range(0, 12, 2):
+        name = f"train/TRAIN_{first:05}.png"
+        shutil.copy(tmp_path / name, tmp_path / f"train/TRAIN_{first + 1:05}.png")
+    manifest = Manifest.read_csv(tmp_path / "train.csv")
+    for seed in range(10):
+        fold_of = StratifiedFolds(4, seed=seed).assign(manifest)
+        assert (fold_of[0:12:2] == fold_of[1:12:2]).all()
+    (tmp_path / "train/TRAIN_00007.png").unlink()
+    with pytest.raises(DataError, match=r"row 8, train/TRAIN_00007\.png: cannot be read"):
+        StratifiedFolds(4).assign(manifest)

@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowres_vision.data import Sample, collate
+from lowres_vision.data import Manifest, MultiResolutionDataset, Sample, collate
 from lowres_vision.training import PairsDataModule
 
 
@@ -46,6 +48,27 @@ def test_the_order_is_of_seed_and_epoch_alone() -> None:
     assert order(0) == order(0) == order(0, workers=2)
     assert order(0) != order(1)
     assert order(0) != order(0, seed=1)
+
+
+def test_transforms_are_keyed_by_the_epoch(toy: Path) -> None:
+    manifest = Manifest.read_csv(toy / "train.csv")
+
+    def noise(image: torch.Tensor, *, generator: torch.Generator | None = None) -> torch.Tensor:
+        assert generator is not None
+        return torch.rand(1, 1, 1, generator=generator)
+
+    class Trainer:
+        current_epoch = 0
+
+    def draws(epoch: int, workers: int = 0) -> list[float]:
+        train = MultiResolutionDataset(manifest, transform=noise)
+        data = PairsDataModule(train, Rows(1), batch_size=8, workers=workers)
+        data.trainer = Trainer()  # type: ignore[assignment]
+        data.trainer.current_epoch = epoch  # type: ignore[misc, union-attr]
+        return torch.cat([batch.images for batch in data.train_dataloader()]).flatten().tolist()
+
+    assert draws(0) == draws(0) == draws(0, workers=2)
+    assert not set(draws(0)) & set(draws(1))
 
 
 def test_held_out_rows_come_in_order_unmixed() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lowres_vision._checks import check_choice, check_size
-from lowres_vision.ops._resize import native
+from lowres_vision.ops._resize import cuda, native
 from lowres_vision.ops._resize.operator import resize_op, resize_out_op, resize_ragged_op
 from lowres_vision.ops._resize.reference import compose
 
@@ -145,8 +145,9 @@ def resize_implementation() -> str:
 
     Returns:
         "native-avx512", "native-avx2" or "native-portable" for the C kernel and the instructions
-        it uses, or "reference" where the kernel was not built. Other devices, float64 and
-        exported graphs are always served by the reference.
+        it uses, or "reference" where the kernel was not built. Batches on CUDA are served by
+        Triton kernels where Triton is installed; float64, other devices and exported graphs
+        always by the reference.
 
     Example:
         >>> resize_implementation().partition("-")[0] in ("native", "reference")
@@ -160,16 +161,24 @@ def _kernel_serves(
 ) -> bool:
     if impl == "reference":
         return False
-    if impl == "triton":
-        raise RuntimeError("`impl`='triton' is not available; use 'auto' or 'reference'")
     differentiable = torch.is_grad_enabled() and any(item.requires_grad for item in items)
-    serves = (
-        items[0].device.type == "cpu"
-        and not (ragged and differentiable)
-        and native.serves(items, dtype, *size)
-    )
+    on_cpu = items[0].device.type == "cpu"
+    if on_cpu:
+        serves = not (ragged and differentiable) and native.serves(items, dtype, *size)
+    else:
+        serves = cuda.serves(items, dtype, *size, ragged=ragged)
+    if impl == "triton":
+        ready = serves and not on_cpu
+        if not ready or not (torch.compiler.is_compiling() or cuda.works(items[0].device)):
+            raise RuntimeError(
+                "`impl`='triton' needs Triton, a C compiler, one batch on a CUDA device of capability "
+                f"8.0 or more, and no float64; got {items[0].dtype} on {items[0].device} to {dtype}"
+                f"{' in a list' if ragged else ''}, Triton {'' if cuda.installed() else 'not '}"
+                "installed"
+            )
+        return True
     if impl == "native":
-        if not serves:
+        if not (on_cpu and serves):
             raise RuntimeError(
                 "`impl`='native' needs the built kernel, tensors on the CPU, no float64, and a "
                 f"batch where gradients are wanted; got {items[0].dtype} on {items[0].device} to "

@@ -2,8 +2,8 @@
 
 ``lowres_vision::resize`` and its transpose ``lowres_vision::resize_backward`` are each other's
 gradient, to any order. ``resize_ragged`` takes images of several sizes and ``resize_out`` writes
-into a given tensor; these two carry no gradient. Each chooses by itself between the C kernel
-and, where that cannot serve, the reference.
+into a given tensor; these two carry no gradient. Each chooses by itself between the C kernel on
+the CPU, the Triton kernels on CUDA and, where these cannot serve, the reference.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowres_vision.ops._resize import native
+from lowres_vision.ops._resize import cuda, native
 from lowres_vision.ops._resize.pool import output_pool
 from lowres_vision.ops._resize.reference import (
     MixTensors,
@@ -68,6 +68,9 @@ def resize_backward_op(
     settings = (boxes, flip, gain)
     if gradient.device.type == "cpu" and native.serves([gradient], dtype, height, width):
         native.run(out, [gradient], *settings, None, interpolation, antialias, backward=True)
+        return out
+    if cuda.serves([gradient], dtype, height, width) and cuda.works(out.device):
+        cuda.run(out, [gradient], *settings, None, interpolation, antialias, backward=True)
         return out
     sums = sum_dtype(gradient.dtype, dtype)
     return out.copy_(
@@ -128,6 +131,8 @@ def _fill(
     height, width = out.shape[-2:]
     if out.device.type == "cpu" and native.serves(images, out.dtype, height, width):
         native.run(out, images, *settings, *mix, ragged=ragged)
+    elif cuda.serves(images, out.dtype, height, width, ragged=ragged) and cuda.works(out.device):
+        cuda.run(out, images, *settings, *mix)
     else:
         out.copy_(compose(images, height, width, settings, mix, out.dtype, ragged=ragged))
 

@@ -1,0 +1,45 @@
+"""Arrays on disk that appear whole or not at all, are known by their hash and hold no code."""
+
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
+    """Write an npz of numbers and strings and return its SHA-256."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    data = buffer.getvalue()
+    write_whole(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_arrays(path: Path, *, sha256: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of an npz, or raise ValueError unless it is the file with that hash."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged or was changed: its SHA-256 is not the one recorded")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no archive of plain arrays: {error}") from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write ``data`` under another name, sync it and rename it to ``path``."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
