@@ -171,9 +171,10 @@ def _kernel_serves(
         ready = serves and not on_cpu
         if not ready or not (torch.compiler.is_compiling() or cuda.works(items[0].device)):
             raise RuntimeError(
-                "`impl`='triton' needs Triton, a C compiler, one batch on a CUDA device of capability "
-                f"8.0 or more, and no float64; got {items[0].dtype} on {items[0].device} to {dtype}"
-                f"{' in a list' if ragged else ''}, Triton {'' if cuda.installed() else 'not '}"
+                "`impl`='triton' needs Triton, a C compiler, one batch on a CUDA device of "
+                f"capability 8.0 or more, no float64; got {items[0].dtype} on {items[0].device} "
+                f"to {dtype}{' in a list' if ragged else ''}, "
+                f"Triton {'' if cuda.installed() else 'not '}"
                 "installed"
             )
         return True
