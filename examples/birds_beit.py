@@ -97,6 +97,7 @@ def main(settings: Settings) -> None:
     if settings.data is None:
         raise SystemExit("give --data FOLDER, or --quick to try generated birds")
     train = Manifest.read_csv(settings.data / "train.csv")
+    train.require_labels()
     test = Manifest.read_csv(settings.data / "test.csv", classes=train.classes)
     print("empty cells:", dict(train.nulls))
     print("class counts:", train.class_counts())

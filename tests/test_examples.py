@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,24 @@ def test_birds_beit_says_in_one_sentence_what_is_missing(
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "written", "words"),
+    [
+        ("label\n", "species\n", "train.csv: has no column `label`, so its rows are unlabelled"),
+        ("train/TRAIN_00000.png", "train/GONE.png", "column `img_path`, ./train/GONE.png: file is"),
+    ],
+)
+def test_birds_beit_names_the_fault_in_the_users_files(
+    found: str, written: str, words: str, toy: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(toy, folder)
+    text = (folder / "train.csv").read_text()
+    (folder / "train.csv").write_text(text.replace(found, written, 1))
+    done = run("birds_beit.py", "--data", folder, "--out", tmp_path / "out", *TINY)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
