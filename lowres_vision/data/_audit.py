@@ -26,8 +26,8 @@ from lowres_vision.data._audit_findings import (
 from lowres_vision.data._audit_pool import inspect_files
 from lowres_vision.data._audit_worker import Inspection
 from lowres_vision.data._decode import MAX_PIXELS
-from lowres_vision.data._errors import Fault
-from lowres_vision.data._manifest import Manifest, limited, read_rows
+from lowres_vision.data._errors import Fault, limited
+from lowres_vision.data._manifest import Manifest, read_rows
 
 
 @dataclass(frozen=True, eq=False)

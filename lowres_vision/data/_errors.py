@@ -1,9 +1,11 @@
 """Faults in the user's files, collected and told at once."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _SHOWN = 20
+_MAX_FAULTS = 1000
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,13 @@ class DataError(ValueError):
     def __reduce__(self) -> tuple[type["DataError"], tuple[str, tuple[Fault, ...]]]:
         """Pickle by arguments, so that the error crosses from a DataLoader worker."""
         return DataError, (self.source, self.faults)
+
+
+def limited(faults: Iterable[Fault], column: str | None = None) -> list[Fault]:
+    """Return the first 1,000 faults, and one that counts the rest."""
+    remaining = iter(faults)
+    shown = list(itertools.islice(remaining, _MAX_FAULTS))
+    if rest := sum(1 for _ in remaining):
+        reason = f"has {rest:,} more such faults"
+        shown.append(Fault(reason, "mend the first and look again", column=column))
+    return shown
