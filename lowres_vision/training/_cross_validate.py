@@ -112,10 +112,10 @@ def cross_validate(
         "seed": seed,
     }
     fold_of = folds.assign(manifest)
+    # A resolution that is missing is told here, not when the first fold is done.
     MultiResolutionDataset(manifest, resolution=resolution)
     MultiResolutionDataset(manifest, resolution=held_out_resolution)
-    if test is not None and held_out_resolution == "high":
-        MultiResolutionDataset(test, resolution="high")
+    unseen = None if test is None else MultiResolutionDataset(test, resolution=held_out_resolution)
     out = _new_directory(Path(out))
 
     start = time.monotonic()
@@ -125,9 +125,6 @@ def cross_validate(
         print(f"fold {fold + 1} of {folds.n_splits}", flush=True)
         L.seed_everything(seed + fold, verbose=False)
         train, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        unseen = (
-            None if test is None else MultiResolutionDataset(test, resolution=held_out_resolution)
-        )
         data = PairsDataModule(
             MultiResolutionDataset(manifest, rows=train, resolution=resolution),
             MultiResolutionDataset(manifest, rows=held_out, resolution=held_out_resolution),
