@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from lowres_vision._files import write_whole
 from lowres_vision.data._errors import DataError, Fault
 from lowres_vision.data._links import Digests, check_groups, file_digests
 from lowres_vision.data._manifest import Manifest
@@ -75,15 +76,7 @@ class FoldRecord:
         }
         head = json.dumps(about, indent=1)[:-2]
         rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in self.rows)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                file.write(f'{head},\n "rows": [\n{rows}\n]}}\n')
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, f'{head},\n "rows": [\n{rows}\n]}}\n'.encode())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:

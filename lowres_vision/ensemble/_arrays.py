@@ -2,13 +2,14 @@
 
 import hashlib
 import io
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lowres_vision._files import write_whole
 
 
 def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
@@ -33,13 +34,3 @@ def read_arrays(path: Path, *, sha256: str) -> dict[str, npt.NDArray[Any]]:
             return {name: archive[name] for name in archive.files}
     except (ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no archive of plain arrays: {error}") from None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` under another name, sync it and rename it to ``path``."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision.ensemble._arrays import read_arrays, write_arrays, write_whole
+from lowres_vision._files import write_whole
+from lowres_vision.ensemble._arrays import read_arrays, write_arrays
 from lowres_vision.ensemble._inputs import Indices, check_labels, check_rows
 
 _FORMAT = 1

@@ -1,6 +1,7 @@
 """Write a contest submission, checked against the organisers' sample."""
 
 import csv
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from lowres_vision._files import write_whole
 
 
 def write_submission(
@@ -50,12 +53,11 @@ def write_submission(
     if sample is not None:
         header, order = _read_sample(Path(sample), names, classes)
     path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows((name, names[name]) for name in order)
-    partial.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows((name, names[name]) for name in order)
+    write_whole(path, text.getvalue().encode())
     return path
 
 

@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from lowres_vision._files import write_whole
+
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str], **about: Any) -> None:
     """Write ``model``'s weights to ``path`` and a JSON sidecar to ``path`` + ``.json``.
@@ -25,9 +27,9 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], **about: Any) -
         for name, value in model.state_dict().items()
     }
     data = save(state)
-    _write_whole(path, data)
+    write_whole(path, data)
     sidecar = {**about, "sha256": hashlib.sha256(data).hexdigest()}
-    _write_whole(_sidecar(path), json.dumps(sidecar, indent=2).encode())
+    write_whole(_sidecar(path), json.dumps(sidecar, indent=2).encode())
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,21 +54,3 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, An
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 of every name and value of ``model``'s state: equal means bit-identical."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
