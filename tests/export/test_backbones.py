@@ -1,0 +1,69 @@
+"""Twelve kinds of timm backbone, with and without a learned resizer, against ONNX Runtime.
+
+Real weights where the test data has them, random ones elsewhere; photos where there are some. A
+random network's outputs lie closer together than a trained one's, which makes the demand on the
+class harder, not easier.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowres_vision.data import decode_image
+from lowres_vision.export import export_onnx
+from lowres_vision.models import LowResClassifier
+from lowres_vision.ops import resize
+from lowres_vision.resizer import LearnableResizer
+
+REAL = {"mobilenetv2_100": "mobilenetv2_100.in1k_tf2ptq"}
+BACKBONES = {  # name: (image size, arguments)
+    "resnet18": (224, {}),
+    "vgg11": (224, {}),
+    "mobilenetv2_100": (224, {"pad_type": "same"}),
+    "efficientnet_b0": (224, {}),
+    "convnext_atto": (224, {}),
+    "regnety_002": (224, {}),
+    "densenet121": (224, {}),
+    "vit_tiny_patch16_224": (224, {}),
+    "vit_small_patch14_dinov2": (224, {}),
+    "beit_base_patch16_224": (224, {"depth": 4}),
+    "swin_tiny_patch4_window7_224": (224, {}),
+    "tiny_vit_5m_224": (224, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def photos(shared_data: Path) -> torch.Tensor:
+    """The probe photos at 64 px, in [-1, 1]."""
+    files = sorted((shared_data / "imagenet_probe100").rglob("*.jpg"))
+    small = resize([decode_image(file) for file in files], 64, mean=[0.5] * 3, std=[0.5] * 3)
+    assert len(small) == 100
+    return small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learned", [False, True], ids=["bilinear", "resizer"])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_parity(
+    name: str, learned: bool, photos: torch.Tensor, shared_data: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    size, arguments = BACKBONES[name]
+    weights = shared_data / "weights" / f"{REAL.get(name)}.safetensors"
+    model = LowResClassifier(
+        name,
+        25,
+        image_size=size,
+        resizer=LearnableResizer(size) if learned else None,
+        checkpoint_path=weights if name in REAL else None,
+        **arguments,
+    )
+    images = photos if learned else resize(photos, size)
+    certificate = export_onnx(model, tmp_path / "model.onnx", images)
+    print(
+        f"\n{name} {learned=} {certificate.largest_difference:.1e} "
+        f"{certificate.same_class} same, {certificate.undecided} undecided"
+    )
+    assert certificate.tolerance == 1e-4
+    assert certificate.images == 100
