@@ -12,7 +12,7 @@ from lowres_vision.data._manifest import Manifest
 from lowres_vision.data._pair_transforms import RandomPairTransform
 from lowres_vision.data._samplers import BalancedSampler
 from lowres_vision.data._statistics import ChannelStatistics, channel_statistics
-from lowres_vision.data._toy import make_toy_pairs
+from lowres_vision.data._toy import make_toy_folders, make_toy_pairs
 from lowres_vision.data._weights import class_weights
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "collate",
     "decode_image",
     "linked_rows",
+    "make_toy_folders",
     "make_toy_pairs",
     "near_duplicates",
     "perceptual_hash",

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def make_toy_pairs(
     for number, kind in enumerate(random.permutation(np.repeat(np.arange(classes), per_class))):
         high = _draw(int(kind), classes, random)
         low_path, high_path = f"train/TRAIN_{number:05}.png", f"upscale_train/TRAIN_{number:05}.jpg"
-        _shrink(high).save(folder / low_path)
+        _shrink(high, _LOW).save(folder / low_path)
         high.save(folder / high_path, quality=95)
         train.append((f"./{low_path}", f"./{high_path}", _SPECIES[kind]))
     _write_csv(folder / "train.csv", ("img_path", "upscale_img_path", "label"), train)
@@ -74,13 +74,55 @@ def make_toy_pairs(
         random.permutation(np.repeat(np.arange(classes), test_per_class))
     ):
         name = f"TEST_{number:05}"
-        _shrink(_draw(int(kind), classes, random)).save(folder / f"test/{name}.png")
+        _shrink(_draw(int(kind), classes, random), _LOW).save(folder / f"test/{name}.png")
         test.append((name, f"./test/{name}.png"))
         answers.append((name, _SPECIES[kind]))
     _write_csv(folder / "test.csv", ("id", "img_path"), test)
     _write_csv(folder / "test_answers.csv", ("id", "label"), answers)
     sample = [(name, _SPECIES[0]) for name, _ in test]
     _write_csv(folder / "sample_submission.csv", ("id", "label"), sample)
+    return folder
+
+
+def make_toy_folders(
+    folder: str | os.PathLike[str],
+    *,
+    classes: int = 4,
+    per_class: Mapping[str, int] | None = None,
+    size: int = 64,
+    seed: int = 0,
+) -> Path:
+    """Write generated images to ``folder/<split>/<class>/<number>.png`` and return ``folder``.
+
+    The pictures are those of :func:`make_toy_pairs`, in the folders that image collections without
+    a CSV come in.
+
+    Args:
+        folder: Where to write; made if missing.
+        classes: Number of classes, 2..25.
+        per_class: Pictures of each class by split, e.g. ``{"train": 30, "test": 10}``; default
+            is ``{"train": 30, "val": 10, "test": 10}``.
+        size: Side of an image in pixels, 8..256.
+        seed: The same seed writes the same pixels.
+
+    Example:
+        >>> import tempfile
+        >>> folder = make_toy_folders(tempfile.mkdtemp(), classes=2, per_class={"train": 2})
+        >>> sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))[:2]
+        ['train/Amber Finch/0.png', 'train/Amber Finch/1.png']
+    """
+    if not 2 <= classes <= len(_SPECIES):
+        raise ValueError(f"`classes` must be in 2..{len(_SPECIES)}, got {classes}")
+    if not 8 <= size <= _HIGH:
+        raise ValueError(f"`size` must be in 8..{_HIGH}, got {size}")
+    folder = Path(folder)
+    random = np.random.default_rng(seed)
+    for split, count in (per_class or {"train": 30, "val": 10, "test": 10}).items():
+        for kind in range(classes):
+            place = folder / split / _SPECIES[kind]
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                _shrink(_draw(kind, classes, random), size).save(place / f"{number}.png")
     return folder
 
 
@@ -117,8 +159,8 @@ def _hue_to_rgb(hue: float) -> npt.NDArray[np.float64]:
     return rgb
 
 
-def _shrink(high: Image.Image) -> Image.Image:
-    return high.resize((_LOW, _LOW), Image.Resampling.BOX)
+def _shrink(high: Image.Image, size: int) -> Image.Image:
+    return high.resize((size, size), Image.Resampling.BOX)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

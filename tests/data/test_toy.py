@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lowres_vision.data import make_toy_pairs
+from lowres_vision.data import decode_image, make_toy_folders, make_toy_pairs
 
 
 def digest(folder: Path) -> str:
@@ -37,3 +37,18 @@ def test_answers_and_sample_fit_the_test_set(toy: Path) -> None:
 def test_refusals(wrong: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
         make_toy_pairs(tmp_path, **wrong)
+
+
+def test_folders_hold_the_images_asked_for(tmp_path: Path) -> None:
+    make_toy_folders(tmp_path, classes=3, per_class={"train": 3, "test": 1}, size=32)
+    for split, count in (("train", 3), ("test", 1)):
+        classes = sorted((tmp_path / split).iterdir())
+        assert len(classes) == 3
+        assert [len(list(place.iterdir())) for place in classes] == [count] * 3
+    assert decode_image(tmp_path / "test" / classes[0].name / "0.png").shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("wrong", [{"classes": 26}, {"size": 4}])
+def test_folders_refusals(wrong: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+        make_toy_folders(tmp_path, **wrong)
