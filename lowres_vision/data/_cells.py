@@ -6,10 +6,12 @@ import posixpath
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lowres_vision.data._errors import Fault
+
+_HINTED = 100
 
 
 def missing_column(name: str, header: list[str]) -> Fault:
@@ -29,54 +31,110 @@ def empty_cells(name: str, cells: list[str]) -> Iterator[Fault]:
 
 def check_paths(column: str, cells: list[str], root: Path) -> tuple[list[str], list[Fault]]:
     """Return the cells as relative POSIX paths, empty where they name no file in root, and why."""
-    real_root = os.path.realpath(root)
-    real_folders: dict[str, str] = {}
+    folder = DataFolder(root)
     paths = []
     faults = []
     for row, cell in enumerate(cells, 1):
-        path = posixpath.normpath(cell.strip().replace("\\", "/"))
-        if not cell.strip():
-            path = ""
-        elif problem := _path_problem(path, root, real_root, real_folders):
+        path = normal_path(cell)
+        if path and (problem := folder.problem_with(path)):
             path = ""
             faults.append(Fault(*problem, row=row, column=column, path=cell))
         paths.append(path)
     return paths, faults
 
 
-def _path_problem(
-    path: str, root: Path, real_root: str, real_folders: dict[str, str]
-) -> tuple[str, str] | None:
-    """Return (reason, remedy) unless ``path`` is a file under ``root``."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path) or path.startswith("/"):
-        return "is not a relative path", "write paths relative to the CSV's folder, or give `root=`"
-    if path == ".." or path.startswith("../"):
-        return "leaves the data folder", "move the file under it, or give `root=`"
-    full = root / path
-    try:
-        mode = full.lstat().st_mode
-    except FileNotFoundError:
-        return "file is missing", f"expected at {full}: add the file or drop the row"
-    except (OSError, ValueError) as error:
-        return f"cannot be read ({error})", "mend the path or drop the row"
-    folder = str(full.parent)
-    if folder not in real_folders:
-        real_folders[folder] = os.path.realpath(folder)
-    real = os.path.join(real_folders[folder], full.name)  # noqa: PTH118
-    if stat.S_ISLNK(mode):
-        real = os.path.realpath(full)
+def normal_path(cell: str) -> str:
+    """Return a cell as a POSIX path without ``.`` and ``..`` on the way; empty if it is blank."""
+    path = cell.strip().replace("\\", "/")
+    if path.startswith("./") and not _UNUSUAL.search(path, 1):
+        return path[2:]
+    return posixpath.normpath(path) if path and _UNUSUAL.search(path) else path
+
+
+# An empty part, or one that starts with a dot: all that `normpath`, slow as it is, could change.
+_UNUSUAL = re.compile(r"(?:^|/)(?:\.|/|$)")
+_SCHEME_OR_DRIVE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+class DataFolder:
+    """Tells what is wrong with paths into a folder; folders on the way are looked at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self.real_root = os.path.realpath(root)
+        self._inside: dict[str, bool] = {}
+        self._names: dict[str, dict[str, str]] = {}
+
+    def problem_with(self, path: str) -> tuple[str, str] | None:
+        """Return (reason, remedy) unless the relative ``path`` is a file under the root."""
+        if path.startswith("/") or _SCHEME_OR_DRIVE.match(path):
+            remedy = "write paths relative to the CSV's folder, or give `root=`"
+            return "is not a relative path", remedy
+        if path == ".." or path.startswith("../"):
+            return "leaves the data folder", "move the file under it, or give `root=`"
+        full = f"{self.root}/{path}"
         try:
-            mode = os.stat(real).st_mode  # noqa: PTH116
-        except OSError as error:
-            return f"is a broken link ({error})", "mend the link or drop the row"
-    if os.path.commonpath([real, real_root]) != real_root:
-        return "leaves the data folder through a link", "copy the file under it, or give `root=`"
-    if not stat.S_ISREG(mode):
-        return "is not a file", "give the path of an image file"
-    return None
+            # Strings and `os`: pathlib takes twice the time, and there may be a million rows.
+            mode = os.lstat(full).st_mode
+        except FileNotFoundError:
+            hint = self._near(path)
+            return f"file is missing{hint}", f"expected at {full}: add the file or drop the row"
+        except (OSError, ValueError) as error:
+            return f"cannot be read ({error})", "mend the path or drop the row"
+        folder = path.rpartition("/")[0]
+        if folder not in self._inside:
+            self._inside[folder] = self.is_inside(folder)
+        inside = self._inside[folder]
+        if stat.S_ISLNK(mode):
+            try:
+                mode = os.stat(full).st_mode  # noqa: PTH116
+            except OSError as error:
+                return f"is a broken link ({error})", "mend the link or drop the row"
+            inside = self.is_inside(path)
+        if not inside:
+            return "leaves the data folder through a link", "copy it under it, or give `root=`"
+        if not stat.S_ISREG(mode):
+            return "is not a file", "give the path of an image file"
+        return None
+
+    def is_inside(self, path: str) -> bool:
+        """Tell whether the relative ``path``, its links followed, is under the root."""
+        real = os.path.realpath(f"{self.root}/{path}")
+        return os.path.commonpath([real, self.real_root]) == self.real_root
+
+    def _near(self, path: str) -> str:
+        """Name the file there that a reader, or another system, would take for the missing one."""
+        folder, _, name = path.rpartition("/")
+        if folder not in self._names:
+            try:
+                found = sorted(os.listdir(f"{self.root}/{folder}"))  # noqa: PTH208
+            except OSError:
+                found = []
+            self._names[folder] = {fold_stem(other): other for other in reversed(found)} | {
+                fold_name(other): other for other in reversed(found)
+            }
+        names = self._names[folder]
+        near = names.get(fold_name(name)) or names.get(fold_stem(name))
+        if near is None:
+            return ""
+        if unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", name):
+            return " (the same name in another Unicode form is there)"
+        return f" (did you mean `{near}`?)"
+
+
+def fold_name(name: str) -> str:
+    """Return what stays of a name where neither case nor Unicode form count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def fold_stem(name: str) -> str:
+    """As :func:`fold_name`, without the suffix."""
+    return fold_name(name.rpartition(".")[0] or name)
 
 
 def repeated_ids(column: str, ids: list[str]) -> Iterator[Fault]:
+    if len(set(ids)) == len(ids):
+        return
     first: dict[str, int] = {}
     for row, value in enumerate(ids, 1):
         if first.setdefault(value, row) != row:
@@ -84,12 +142,11 @@ def repeated_ids(column: str, ids: list[str]) -> Iterator[Fault]:
             yield Fault(reason, "make ids unique", row, column)
 
 
-def label_twins(column: str, names: list[str]) -> Iterator[Fault]:
+def label_twins(column: str | None, names: Iterable[str]) -> Iterator[Fault]:
     """Yield a fault for labels that are one to a reader and two to a computer."""
     spellings: dict[str, set[str]] = {}
     for name in set(names):
-        folded = " ".join(unicodedata.normalize("NFC", name).casefold().split())
-        if folded:
+        if folded := fold_label(name):
             spellings.setdefault(folded, set()).add(name)
     for twins in spellings.values():
         if len(twins) > 1:
@@ -99,9 +156,31 @@ def label_twins(column: str, names: list[str]) -> Iterator[Fault]:
             yield Fault(f"{name!r} has spaces around it", "take them off", column=column)
 
 
-def unknown_labels(column: str, names: list[str], index: Mapping[str, int]) -> Iterator[Fault]:
-    for name in sorted({name for name in names if name.strip() and name not in index}):
-        near = difflib.get_close_matches(name, index, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        reason = f"class {name!r} is not among the {len(index)} known classes{hint}"
-        yield Fault(reason, "mend the label or the class list", names.index(name) + 1, column)
+def unknown_labels(column: str, names: list[str], known: Sequence[str]) -> Iterator[Fault]:
+    """Yield a fault for each label that is not among the known classes, at its first row."""
+    first: dict[str, int] = {}
+    for row, name in enumerate(names, 1):
+        first.setdefault(name, row)
+    unknown = sorted(name for name in first.keys() - set(known) if name.strip())
+    for number, name in enumerate(unknown):
+        # A column taken for labels by mistake may hold a million names, too many to compare.
+        reason = unknown_class(name, known, hint=number < _HINTED)
+        yield Fault(reason, "mend the label or the class list", first[name], column)
+
+
+def unknown_class(name: str, known: Sequence[str], *, hint: bool = True) -> str:
+    """Say that a class is not known, and which known one may have been meant."""
+    reason = f"class {name!r} is not among the {len(known)} known classes"
+    if not hint:
+        return reason
+    folded = fold_label(name)
+    if twin := next((other for other in known if fold_label(other) == folded), None):
+        return f"{reason} (it differs from {twin!r} only in case, spaces or Unicode form)"
+    if near := difflib.get_close_matches(name, known, n=1):
+        return f"{reason} (did you mean {near[0]!r}?)"
+    return reason
+
+
+def fold_label(name: str) -> str:
+    """As :func:`fold_name`, with the spaces of a label evened out."""
+    return " ".join(fold_name(name).split())

@@ -23,7 +23,7 @@ from lowres_vision.data._errors import DataError, Fault
 MAX_PIXELS = 2**24
 
 # Pixel formats only. HEIF is there where the user has registered a plug-in for it.
-_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 # What Pillow's decoders were seen to raise on damaged files; anything else is a fault of ours.
 # Its warnings come as errors where the user has made them so.
@@ -73,7 +73,7 @@ def open_image(
     """Open an image; damage that shows inside the ``with`` is a DataError that names the file."""
     name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", "image")
     Image.init()
-    formats = tuple(name for name in _FORMATS if name in Image.OPEN)
+    formats = tuple(name for name in FORMATS if name in Image.OPEN)
     try:
         with Image.open(file, formats=formats) as image:
             width, height = image.size

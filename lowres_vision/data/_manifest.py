@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,10 @@ from lowres_vision.data._cells import (
     unknown_labels,
 )
 from lowres_vision.data._errors import DataError, Fault, limited
+from lowres_vision.data._folders import SPLITS, read_tree
 from lowres_vision.data._table import read_table
+
+_BLOCK = 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +30,10 @@ class Manifest:
 
     One row is one picture. Its low- and high-resolution files, its label and its group travel
     together from here to the batch, and row numbers (0-based positions here) name it everywhere.
-    Build one with :meth:`read_csv`.
+    Build one with :meth:`read_csv`, :meth:`read_folders` or :meth:`read_splits`.
 
     Attributes:
-        source: The CSV it came from.
+        source: The CSV or folder it came from.
         root: The folder that paths are relative to.
         low: Relative path of each row's image.
         high: Relative path of each row's high-resolution image, or None without that column.
@@ -39,7 +42,9 @@ class Manifest:
         classes: Class names by index, sorted unless given; empty without labels.
         groups: Each row's group, or None without that column.
         nulls: Number of empty cells by column, for every column of the CSV.
-        label_column: The name under which labels were looked for.
+        label_column: The name under which labels were looked for; None for folders.
+        columns: The cells of every other column of the CSV, by name: a genre, a split.
+        notes: What :meth:`read_folders` left out or found odd; none for a CSV.
     """
 
     source: Path
@@ -51,7 +56,9 @@ class Manifest:
     classes: tuple[str, ...]
     groups: tuple[str, ...] | None
     nulls: Mapping[str, int]
-    label_column: str
+    label_column: str | None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[Fault, ...] = ()
 
     @classmethod
     def read_csv(
@@ -111,6 +118,124 @@ class Manifest:
             raise DataError(path, faults)
         return manifest
 
+    @classmethod
+    def read_folders(
+        cls,
+        images: str | os.PathLike[str],
+        *,
+        high_resolution: str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> "Manifest":
+        """Read a folder that holds a folder of images per class.
+
+        ::
+
+            images/Great Tit/0001.png       high/Great Tit/0001.jpg
+            images/Hoopoe/0002.png          high/Hoopoe/0002.jpg
+
+        Rows stand in the order of class and file name, the same on every system. A class has the
+        name of its folder, in Unicode's composed form (NFC) whatever the file system made of it.
+        A folder of images alone is an unlabelled set.
+
+        Nothing is skipped in silence: hidden files, files that hold no image and what systems
+        leave in folders are left out and listed in ``notes``; anything else that is no row is a
+        fault.
+
+        Args:
+            images: The folder.
+            high_resolution: A second tree with the same classes, where each image's high-resolution
+                counterpart has its name; the suffix may be another.
+            root: Folder that the paths are relative to and that no link may leave; default is
+                ``images``, or the folder that holds both trees.
+            classes: As for :meth:`read_csv`; a class that is not among them is a fault, one
+                without a folder is not.
+
+        Raises:
+            FileNotFoundError: If a folder is not there.
+            DataError: With every fault found: no images, an empty class folder, images beside or
+                below the class folders, pictures of a kind that is not read, links that leave
+                ``root``, class names that differ only in form, images without counterpart.
+
+        Example:
+            >>> import tempfile
+            >>> from pathlib import Path
+            >>> from PIL import Image
+            >>> root = Path(tempfile.mkdtemp())
+            >>> for name in ("Hoopoe/2.png", "Great Tit/1.png", "Great Tit/3.jpg"):
+            ...     (root / name).parent.mkdir(exist_ok=True)
+            ...     Image.new("RGB", (8, 8)).save(root / name)
+            >>> (root / "Hoopoe/about.txt").write_text("seen in May")
+            11
+            >>> manifest = Manifest.read_folders(root)
+            >>> manifest.low, manifest.class_counts()
+            (('Great Tit/1.png', 'Great Tit/3.jpg', 'Hoopoe/2.png'), {'Great Tit': 2, 'Hoopoe': 1})
+            >>> print(*manifest.notes)
+            Hoopoe/about.txt: was left out: is no image; nothing to do
+        """
+        manifest, faults = read_folder_rows(
+            images, high_resolution=high_resolution, root=root, classes=classes
+        )
+        if faults:
+            raise DataError(images, faults)
+        return manifest
+
+    @classmethod
+    def read_splits(
+        cls,
+        images: str | os.PathLike[str],
+        *,
+        high_resolution: str | os.PathLike[str] | None = None,
+        splits: Sequence[str] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> "dict[str, Manifest]":
+        """Read a folder per split, each with a folder per class, in one order of classes for all.
+
+        The classes are those of the first split; a class that only another split has is a fault,
+        for no model could have learned it. A split that holds images without class folders is an
+        unlabelled test set.
+
+        Args:
+            images: The folder that holds those of the splits.
+            high_resolution: As for :meth:`read_folders`: a second tree of the same splits. Other
+                splits than the first may be missing there: they are of low resolution only.
+            splits: Names of the folders, the one that is trained on first; default is ``train``
+                and what there is of ``val`` and ``test``.
+            classes: As for :meth:`read_folders`; default is the classes of the first split.
+
+        Returns:
+            The manifest of each split, by name.
+
+        Raises:
+            FileNotFoundError: If a folder is not there.
+            DataError: With the faults of all splits.
+
+        Example:
+            After ``campus = Manifest.read_splits("campus")``, ``campus["train"]`` and
+            ``campus["val"]`` are manifests with the same ``classes``.
+        """
+        top = Path(images)
+        high = None if high_resolution is None else Path(high_resolution)
+        root = top if high is None else _common_folder(top, high)
+        if splits is None:
+            splits = [name for name in SPLITS if name == SPLITS[0] or (top / name).is_dir()]
+        found: dict[str, Manifest] = {}
+        faults: list[Fault] = []
+        for name in splits:
+            paired = high is not None and (name == splits[0] or (high / name).is_dir())
+            manifest, wrong = read_folder_rows(
+                top / name,
+                high_resolution=high / name if high is not None and paired else None,
+                root=root,
+                classes=classes,
+            )
+            classes = manifest.classes if classes is None else classes
+            found[name] = manifest
+            faults += wrong
+        if faults:
+            raise DataError(top, faults)
+        return found
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.low)
@@ -122,16 +247,30 @@ class Manifest:
 
     def require_labels(self) -> None:
         """Raise :class:`DataError` unless the rows have labels."""
-        if not self.labelled:
-            raise DataError(
-                self.source,
-                [
-                    Fault(
-                        reason=f"has no column `{self.label_column}`, so its rows are unlabelled",
-                        remedy="name the column of class names with `label=`",
-                    )
-                ],
-            )
+        if self.labelled:
+            return
+        if self.label_column is None:
+            lack, remedy = "class folders", "give the folder that holds a folder per class"
+        else:
+            lack = f"column `{self.label_column}`"
+            remedy = "name the column of class names with `label=`"
+        raise DataError(self.source, [Fault(f"has no {lack}, so its rows are unlabelled", remedy)])
+
+    def rows(self, column: str, *values: str) -> npt.NDArray[np.int64]:
+        """Return the rows whose cell in one of ``columns`` is one of ``values``.
+
+        ``manifest.rows("split", "train")``, say, for :class:`MultiResolutionDataset`.
+
+        Raises:
+            ValueError: If there is no such column, or a value is in none of its cells.
+        """
+        if column not in self.columns:
+            raise ValueError(f"`column` must be one of {[*self.columns]}, got {column!r}")
+        cells = self.columns[column]
+        if unknown := set(values).difference(cells):
+            found = ", ".join(repr(value) for value in sorted(set(cells))[:20])
+            raise ValueError(f"`values` of {column!r} must be among {found}, got {unknown}")
+        return np.flatnonzero([cell in values for cell in cells])
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of rows of each class, in class order."""
@@ -140,8 +279,16 @@ class Manifest:
 
     def digest(self) -> str:
         """Return a SHA-256 of ids, paths, labels and classes: the identity of the data set."""
-        columns = (self.ids, self.low, self.high or (), self.labels.tolist(), self.classes)
-        return hashlib.sha256(repr(columns).encode()).hexdigest()
+        digest = hashlib.sha256(b"(")
+        separator = ""
+        for column in (self.ids, self.low, self.high or (), self.labels.tolist(), self.classes):
+            digest.update(separator.encode())
+            # By blocks: as one text, a million rows would take 200 MB for a moment.
+            for start in range(0, max(len(column), 1), _BLOCK):
+                digest.update(repr(column[start : start + _BLOCK]).encode())
+            separator = ", "
+        digest.update(b")")
+        return digest.hexdigest()
 
 
 def read_rows(
@@ -165,49 +312,89 @@ def read_rows(
         raise FileNotFoundError(f"{path} is not a file; give the path of a CSV of images")
     root = Path(path.parent if root is None else root)
     try:
-        header, rows = read_table(path)
+        cells = read_table(path)
     except DataError as error:
         return None, list(error.faults)
     optional = {"upscale_img_path": high_resolution, "label": label, "id": id}
     needed = [name for default, name in optional.items() if name != default]
     needed = [image, *needed, *([group] if group else [])]
-    if missing := [missing_column(name, header) for name in needed if name not in header]:
+    if missing := [missing_column(name, [*cells]) for name in needed if name not in cells]:
         return None, missing
 
-    cells = {name: [row[i] for row in rows] for i, name in enumerate(header)}
-    used = [name for name in (image, high_resolution, label, id, group) if name in cells]
     faults: list[Fault] = []
+    used = [name for name in (image, high_resolution, label, id, group) if name in cells]
     for name in used:
         faults += limited(empty_cells(name, cells[name]), name)
-    low, bad = check_paths(image, cells[image], root)
-    faults += limited(bad, image)
-    high = None
-    if high_resolution in cells:
-        high, bad = check_paths(high_resolution, cells[high_resolution], root)
-        faults += limited(bad, high_resolution)
-    if id in cells:
-        faults += limited(repeated_ids(id, cells[id]), id)
+    nulls = {name: sum(not cell.strip() for cell in column) for name, column in cells.items()}
+    others = {name: tuple(column) for name, column in cells.items() if name not in used}
     names = cells.get(label)
+    known = tuple(classes or ())
     if names is not None:
         faults += limited(label_twins(label, names), label)
-        found = {name for name in names if name.strip()}
-        known = tuple(sorted(found) if classes is None else classes)
-        index = {name: number for number, name in enumerate(known)}
-        faults += limited(unknown_labels(label, names, index), label)
-        labels = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-    else:
-        known = tuple(classes or ())
-        labels = np.full(len(rows), -1, dtype=np.int64)
+        if classes is None:
+            known = tuple(sorted(name for name in set(names) if name.strip()))
+        faults += limited(unknown_labels(label, names, known), label)
+    index = {name: number for number, name in enumerate(known)}
+    labels = np.array([index.get(name, -1) for name in names or ()], dtype=np.int64)
+    ids = cells.get(id)
+    if ids is not None:
+        faults += limited(repeated_ids(id, ids), id)
+    groups = tuple(cells[group]) if group else None
+    # A column's cells as they stood go as soon as it is checked: there may be a million.
+    paths: dict[str, tuple[str, ...]] = {}
+    for name in (image, high_resolution):
+        if name in cells:
+            checked, bad = check_paths(name, cells.pop(name), root)
+            faults += limited(bad, name)
+            paths[name] = tuple(checked)
+    low = paths[image]
     manifest = Manifest(
         source=path,
         root=root,
-        low=tuple(low),
-        high=tuple(high) if high is not None else None,
-        ids=tuple(cells.get(id, low)),
-        labels=labels,
+        low=low,
+        high=paths.get(high_resolution),
+        ids=low if ids is None else tuple(ids),
+        labels=labels if names is not None else np.full(len(low), -1, dtype=np.int64),
         classes=known,
-        groups=tuple(cells[group]) if group else None,
-        nulls={name: sum(not cell.strip() for cell in cells[name]) for name in header},
+        groups=groups,
+        nulls=nulls,
         label_column=label,
+        columns=others,
     )
     return manifest, faults
+
+
+def read_folder_rows(
+    images: str | os.PathLike[str],
+    *,
+    high_resolution: str | os.PathLike[str] | None,
+    root: str | os.PathLike[str] | None,
+    classes: Sequence[str] | None,
+) -> tuple[Manifest, list[Fault]]:
+    """Read folders as :meth:`Manifest.read_folders` does, but return faults with what was read."""
+    top = Path(images)
+    high = None if high_resolution is None else Path(high_resolution)
+    for folder in (top,) if high is None else (top, high):
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder; give one with a folder per class")
+    if root is None:
+        root = top if high is None else _common_folder(top, high)
+    rows, faults = read_tree(top, high, Path(root), classes)
+    manifest = Manifest(
+        source=top,
+        root=Path(root),
+        low=tuple(rows.low),
+        high=None if rows.high is None else tuple(rows.high),
+        ids=tuple(rows.low),
+        labels=np.array(rows.labels, dtype=np.int64),
+        classes=rows.classes,
+        groups=None,
+        nulls={},
+        label_column=None,
+        notes=tuple(rows.notes),
+    )
+    return manifest, faults
+
+
+def _common_folder(one: Path, other: Path) -> Path:
+    return Path(os.path.commonpath([one.absolute(), other.absolute()]))

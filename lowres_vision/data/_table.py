@@ -1,57 +1,97 @@
 """The text of a CSV as users have it: encodings, separators, and rows as wide as the header."""
 
+import codecs
 import csv
-import io
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from lowres_vision.data._errors import DataError, Fault, limited
 
+_BLOCK = 2**20
+_MOST_SHARED = 2**14  # texts of one column that are looked up, so that equal cells are one string
 
-def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return header and data rows of a CSV, each row as wide as the header."""
-    text = _decode_text(path)
-    # Not str.splitlines, which also splits at form feeds and other signs that a name may hold.
-    first = io.StringIO(text, newline="").readline()
-    if not first.strip():
-        raise DataError(path, [Fault("is empty", "give a CSV with a header and a row per image")])
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    try:
-        header = [name.strip() for name in next(reader)]
-        rows = [row for row in reader if row]
-    except csv.Error as error:
-        fault = Fault(f"is no valid CSV: {error}", f"mend line {reader.line_num}")
-        raise DataError(path, [fault]) from None
+
+def read_table(path: Path) -> dict[str, list[str]]:
+    """Return the columns of a CSV by name, all of one length.
+
+    The file is read row by row and never held as a whole, and a class name that stands a million
+    times is one string: a million rows take little more than their paths.
+
+    Raises:
+        DataError: If it is no table: with every header that stands twice and every row that is
+            shorter or longer than the header.
+    """
+    with path.open(encoding=_find_encoding(path), newline="") as file:
+        # Not str.splitlines, which also splits at form feeds and other signs a name may hold.
+        first = file.readline()
+        if not first.strip():
+            fault = Fault("is empty", "give a CSV with a header and a row per image")
+            raise DataError(path, [fault])
+        file.seek(0)
+        reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
+        try:
+            return _read_columns(path, reader)
+        except csv.Error as error:
+            fault = Fault(f"is no valid CSV: {error}", f"mend line {reader.line_num}")
+            raise DataError(path, [fault]) from None
+
+
+def _read_columns(path: Path, reader: Iterator[list[str]]) -> dict[str, list[str]]:
+    header = [name.strip() for name in next(reader)]
+    columns: list[list[str]] = [[] for _ in header]
+    shared: list[dict[str, str]] = [{} for _ in header]
     faults = [
         Fault("header stands twice", "rename one of the two columns", column=name)
         for name, times in Counter(header).items()
         if times > 1
     ]
-    if not rows:
+    odd: list[tuple[int, int]] = []
+    number = 0
+    for row in reader:
+        if not row:
+            continue
+        number += 1
+        if len(row) != len(header):
+            odd.append((number, len(row)))
+            continue
+        for column, known, cell in zip(columns, shared, row, strict=True):
+            if len(known) < _MOST_SHARED:
+                cell = known.setdefault(cell, cell)
+            column.append(cell)
+    if not number:
         faults.append(Fault("has a header but no rows", "give a row per image"))
     faults += limited(
-        Fault(f"has {len(row)} cells, the header has {len(header)}", "mend the row", row=number)
-        for number, row in enumerate(rows, 1)
-        if len(row) != len(header)
+        Fault(f"has {cells} cells, the header has {len(header)}", "mend the row", row=row_number)
+        for row_number, cells in odd
     )
     if faults:
         raise DataError(path, faults)
-    return header, rows
+    return dict(zip(header, columns, strict=True))
 
 
-def _decode_text(path: Path) -> str:
-    data = path.read_bytes()
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+def _find_encoding(path: Path) -> str:
+    """Return the first encoding in which the whole file is text."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         encodings = ["utf-16"]
     else:
         encodings = ["utf-8-sig", "cp949"]
     for encoding in encodings:
-        try:
-            text = data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" not in text:
-            return text
+        if _is_text(path, encoding):
+            return encoding
     fault = Fault("is neither UTF-8 nor CP949 text", "save it as CSV in UTF-8")
     raise DataError(path, [fault])
+
+
+def _is_text(path: Path, encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                if "\0" in decoder.decode(block):
+                    return False
+        return "\0" not in decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False

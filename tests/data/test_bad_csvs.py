@@ -55,7 +55,12 @@ CSVS: dict[str, tuple[bytes | str, str]] = {
     "no id": ("id,img_path\n,a.png\n", "row 1, column `id`: cell is empty"),
     # Paths
     "missing file": (HEADER + "c.png,tit\n", "c.png: file is missing"),
-    "other extension": (HEADER + "a.jpg,tit\n", "a.jpg: file is missing"),
+    "other extension": (HEADER + "a.jpg,tit\n", "a.jpg: file is missing (did you mean `a.png`?)"),
+    "other case of a path": (HEADER + "A.PNG,tit\n", "file is missing (did you mean `a.png`?)"),
+    "other form of a path": (
+        HEADER + "\u1100\u1161.png,tit\n",
+        "file is missing (the same name in another Unicode form is there)",
+    ),
     "no extension": (HEADER + "a,tit\n", "a: file is missing"),
     "folder": (HEADER + "img,tit\n", "img: is not a file"),
     "this folder": (HEADER + "./,tit\n", "is not a file"),
@@ -94,7 +99,7 @@ CSVS: dict[str, tuple[bytes | str, str]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("csv")
     (folder / "img").mkdir()
-    for name in ("a.png", "b.png"):
+    for name in ("a.png", "b.png", "\uac00.png"):
         Image.new("RGB", (8, 8)).save(folder / name)
     return folder
 

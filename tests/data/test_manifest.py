@@ -1,4 +1,8 @@
+import hashlib
 import os
+import posixpath
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lowres_vision.data import DataError, Manifest
+from lowres_vision.data._cells import normal_path
 
 
 @pytest.fixture
@@ -79,6 +84,48 @@ def test_a_given_class_order_is_kept_and_unknown_labels_are_named(folder: Path) 
     assert Manifest.read_csv(path, classes=["tit", "finch"]).labels.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"class 'finch' is not among.*did you mean 'finches'"):
         Manifest.read_csv(path, classes=["tit", "finches"])
+
+
+def test_a_label_in_another_form_than_a_known_class_is_named_as_such(folder: Path) -> None:
+    path = write(folder, "img_path,label\nimg/a.png,cafe\u0301\nimg/b.png,Blue  tit\n")
+    with pytest.raises(DataError) as error:
+        Manifest.read_csv(path, classes=["caf\u00e9", "blue tit", "rail"])
+    assert [reason.split("classes ")[1] for reason in reasons(error)] == [
+        "(it differs from 'blue tit' only in case, spaces or Unicode form)",
+        "(it differs from 'caf\u00e9' only in case, spaces or Unicode form)",
+    ]
+    assert [fault.row for fault in error.value.faults] == [2, 1]
+
+
+def test_a_column_of_names_taken_for_labels_is_refused_at_once(folder: Path) -> None:
+    rows = "".join(f"img/a.png,name {number}\n" for number in range(20_000))
+    with pytest.raises(DataError) as error:
+        Manifest.read_csv(write(folder, "img_path,label\n" + rows), classes=["tit", "rail"])
+    assert error.value.faults[-1].reason == "has 19,000 more such faults"
+
+
+def test_other_columns_are_kept_and_choose_rows(folder: Path) -> None:
+    text = "img_path,label,split,genre\n" + "".join(
+        f"img/{name}.png,tit,{split},{genre}\n"
+        for name, split, genre in [("a", "train", "x"), ("b", "val", ""), ("a", "test", "x")]
+    )
+    manifest = Manifest.read_csv(write(folder, text))
+    assert manifest.columns == {"split": ("train", "val", "test"), "genre": ("x", "", "x")}
+    assert manifest.rows("split", "train").tolist() == [0]
+    assert manifest.rows("split", "test", "train").tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"`column` must be one of \['split', 'genre'\], got 'sp"):
+        manifest.rows("splits", "train")
+    with pytest.raises(ValueError, match=r"be among 'test', 'train', 'val', got \{'dev'\}"):
+        manifest.rows("split", "dev")
+
+
+@pytest.mark.parametrize(
+    "cell", ["./a", "a/", "a//b", "./", ".", "a/./b", "a/../b", ".a/..b", "../a"]
+)
+def test_paths_are_normal(cell: str) -> None:
+    for path in (cell, f"./{cell}", f" {cell}", cell.replace("/", "\\")):
+        expected = posixpath.normpath(path.strip().replace("\\", "/"))
+        assert normal_path(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -177,6 +224,8 @@ def test_the_digest_is_of_the_rows(folder: Path) -> None:
     again = Manifest.read_csv(write(folder, "img_path;label\n./img/a.png;tit\n")).digest()
     other = Manifest.read_csv(write(folder, "img_path,label\nimg/a.png,finch\n")).digest()
     assert first == again != other
+    columns = (("img/a.png",), ("img/a.png",), (), [0], ("tit",))
+    assert first == hashlib.sha256(repr(columns).encode()).hexdigest()
 
 
 def test_the_real_set_reads_whole(shared_data: Path) -> None:
@@ -184,3 +233,54 @@ def test_the_real_set_reads_whole(shared_data: Path) -> None:
     test = Manifest.read_csv(shared_data / "birds25" / "test.csv", classes=train.classes)
     assert (len(train), len(test), len(train.classes)) == (1048, 450, 25)
     assert np.unique(train.labels).size == 25
+
+
+READ = """
+import resource, sys, time
+from lowres_vision.data import Manifest
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before, began = peak(), time.perf_counter()
+manifest = Manifest.read_csv(sys.argv[1])
+manifest.digest()
+print(len(manifest), time.perf_counter() - began, peak() - before)
+"""
+
+
+def read_many(folder: Path, number: int) -> tuple[float, float]:
+    """Return seconds and bytes that a CSV of ``number`` pairs takes to read."""
+    for kind in ("train", "high"):
+        (folder / kind / "files").mkdir(parents=True)
+        for name in range(1000):
+            (folder / kind / "files" / f"TRAIN_{name:07}.jpg").touch()
+        for part in range(number // 1000):  # links, so that a million paths need few files
+            (folder / kind / f"{part:03}").symlink_to("files")
+    with (folder / "train.csv").open("w", encoding="utf-8") as file:
+        file.write("img_path,upscale_img_path,label\n")
+        for row in range(number):
+            place = f"{row // 1000:03}/TRAIN_{row % 1000:07}.jpg"
+            file.write(f"./train/{place},./high/{place},Class {row % 25:02}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(folder / "train.csv")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows, seconds, memory = done.stdout.split()
+    assert int(rows) == number
+    return float(seconds), float(memory)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="resource")
+def test_fifty_thousand_rows_take_little(tmp_path: Path) -> None:
+    seconds, memory = read_many(tmp_path, 50_000)
+    assert seconds < 10
+    assert memory < 25e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="resource")
+def test_a_million_rows_take_seconds_and_less_than_500_megabytes(tmp_path: Path) -> None:
+    seconds, memory = read_many(tmp_path, 1_000_000)
+    assert seconds < 60
+    assert memory < 350e6
