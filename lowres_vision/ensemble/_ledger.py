@@ -125,7 +125,8 @@ class OutOfFold:
             ids: ``(N,)`` unique row ids.
             labels: ``(N,)`` class indices.
             classes: ``(K,)`` unique class names by index.
-            fold_of: ``(N,)`` fold that holds each row out, 0 to F - 1, each of them used.
+            fold_of: ``(N,)`` fold that holds each row out, 0 to F - 1, each of them used; all 0
+                for one hold-out.
             data_hash: Of the data set, e.g. ``Manifest.digest()``.
 
         Raises:
@@ -139,12 +140,11 @@ class OutOfFold:
         used = np.unique(folds)
         if (
             folds.shape != truth.shape
-            or len(used) < 2
             or not np.array_equal(used, np.arange(len(used)))
         ):
             raise ValueError(
-                f"`fold_of` must give each of the {len(ids)} rows a fold from 0 up, at least two "
-                f"and none empty, got folds {used.tolist()[:10]} of shape {folds.shape}"
+                f"`fold_of` must give each of the {len(ids)} rows a fold from 0 up, none "
+                f"empty, got folds {used.tolist()[:10]} of shape {folds.shape}"
             )
         folds = folds.astype(np.int64)
         folder = Path(folder)

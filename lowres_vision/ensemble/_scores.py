@@ -15,7 +15,9 @@ from lowres_vision.ensemble._inputs import Floats, Indices, check_labels, check_
 
 Metric = Literal["accuracy", "macro_f1", "log_loss"]
 
-_FLOOR = float(np.finfo(np.float64).eps)
+Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+
+LOWEST = float(np.finfo(np.float64).eps)
 
 
 def accuracy(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
@@ -114,9 +116,7 @@ def f1_of_classes(predicted: Indices, truth: Indices, classes: int) -> float:
     )
 
 
-def f1_of_counts(
-    hits: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def f1_of_counts(hits: Counts, predicted: Counts, true: Counts) -> npt.NDArray[np.float64]:
     """Return macro-F1 ``(...)`` from the counts ``(..., K)`` of hits, predictions and labels."""
     total = predicted + true
     f1 = 2 * hits / np.maximum(total, 1)
@@ -125,7 +125,7 @@ def f1_of_counts(
 
 def mean_log_loss(of_label: Floats) -> float:
     """Return the log loss of the probabilities ``(N,)`` that the labels got."""
-    return float(-np.log(np.maximum(of_label.astype(np.float64, copy=False), _FLOOR)).mean())
+    return float(-np.log(np.maximum(of_label.astype(np.float64, copy=False), LOWEST)).mean())
 
 
 def _counts(labels: Indices, classes: int) -> npt.NDArray[np.int64]:

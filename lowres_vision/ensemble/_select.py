@@ -11,14 +11,7 @@ from lowres_vision._checks import check_choice, check_range
 from lowres_vision.ensemble._folds import fold_numbers
 from lowres_vision.ensemble._greedy import select_greedily
 from lowres_vision.ensemble._inputs import Floats, Indices, check_labels, check_members
-from lowres_vision.ensemble._scores import (
-    Metric,
-    accuracy,
-    f1_of_classes,
-    log_loss,
-    macro_f1,
-    mean_log_loss,
-)
+from lowres_vision.ensemble._scores import SCORES, Metric, f1_of_classes, mean_log_loss
 
 _CHUNK = 65536
 
@@ -113,7 +106,7 @@ def select_ensemble(
     chooser = _Chooser(members, truth, metric, method, rounds, bags, seed)
     every = np.arange(N)
     weights, picks = chooser.choose(every)
-    score = _SCORES[metric]
+    score = SCORES[metric]
     member_scores = np.array([score(member, truth) for member in members])
     nested = None
     if fold_of is not None:
@@ -131,9 +124,6 @@ def select_ensemble(
         best_member=int(np.argmax(_sign(metric) * member_scores)),
         picks=picks,
     )
-
-
-_SCORES = {"accuracy": accuracy, "macro_f1": macro_f1, "log_loss": log_loss}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lowres_vision._files import write_whole
+from lowres_vision.ensemble._arrays import write_arrays
+from lowres_vision.ensemble._inputs import check_rows
 
 
 def write_submission(
@@ -20,8 +22,13 @@ def write_submission(
     ids: Sequence[str],
     classes: Sequence[str],
     sample: str | os.PathLike[str] | None = None,
+    probabilities: npt.ArrayLike | None = None,
 ) -> Path:
-    r"""Write predictions as a CSV of ids and class names.
+    r"""Write predictions as a CSV of ids and class names, and their probabilities beside it.
+
+    With ``probabilities``, ``submission.csv`` gets a ``submission.probabilities.npz`` of ``ids``
+    ``(N,)`` in the CSV's order, ``classes`` ``(K,)`` and ``probabilities`` ``(N, K)`` float32,
+    read with ``numpy.load``: what a later blend needs, without text that must be parsed.
 
     Args:
         path: File to write; it appears whole or not at all.
@@ -30,13 +37,16 @@ def write_submission(
         classes: ``(K,)`` class names by index.
         sample: The contest's sample submission. Its first two columns name the header, its ids
             set the order, and its class names must be among ``classes``.
+        probabilities: ``(N, K)`` in the order of ``ids``. They need not have the predictions at
+            their argmax: a hard vote or a :class:`ClassBias` decides otherwise.
 
     Returns:
         ``path``.
 
     Raises:
         ValueError: If counts or shapes do not fit, an id repeats, is missing from or unknown to
-            the sample, or the sample has a class that ``classes`` lacks.
+            the sample, the sample has a class that ``classes`` lacks, or ``probabilities`` are
+            none. Nothing is written then.
 
     Example:
         >>> import tempfile
@@ -53,6 +63,10 @@ def write_submission(
     if sample is not None:
         header, order = _read_sample(Path(sample), names, classes)
     path = Path(path)
+    if probabilities is not None:
+        rows = _in_order(probabilities, ids, order, len(classes))
+        beside = {"ids": np.array(order), "classes": np.array(classes), "probabilities": rows}
+        write_arrays(path.with_suffix(".probabilities.npz"), beside)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -78,6 +92,19 @@ def _class_indices(predictions: npt.ArrayLike, rows: int, classes: int) -> npt.N
         f"`predictions` must be ({rows}, {classes}) probabilities or ({rows},) class indices, "
         f"one per id, got {values.dtype} of shape {values.shape}"
     )
+
+
+def _in_order(
+    probabilities: npt.ArrayLike, ids: Sequence[str], order: Sequence[str], classes: int
+) -> npt.NDArray[np.float32]:
+    rows = check_rows("probabilities", probabilities)
+    if rows.shape != (len(ids), classes):
+        raise ValueError(
+            f"`probabilities` must be ({len(ids)}, {classes}), one row per id and one column per "
+            f"class, got {rows.shape}"
+        )
+    row_of = {name: row for row, name in enumerate(ids)}
+    return rows[[row_of[name] for name in order]].astype(np.float32)
 
 
 def _read_sample(

@@ -224,7 +224,7 @@ def test_a_refused_entry_leaves_no_file(tmp_path: Path) -> None:
         ({"labels": LABELS[:-1]}, r"`labels` must be \(12,\)"),
         ({"fold_of": FOLD_OF[:-1]}, "`fold_of` must give each of the 12 rows"),
         ({"fold_of": FOLD_OF * 2}, "none empty"),
-        ({"fold_of": FOLD_OF * 0}, "at least two"),
+        ({"fold_of": FOLD_OF - 1}, "a fold from 0 up"),
     ],
 )
 def test_a_ledger_of_rows_that_do_not_fit_is_not_made(
@@ -233,6 +233,13 @@ def test_a_ledger_of_rows_that_do_not_fit_is_not_made(
     with pytest.raises(ValueError, match=words):
         make(tmp_path / "ledger", **changes)
     assert not (tmp_path / "ledger").exists()
+
+
+def test_a_hold_out_is_a_ledger_of_one_fold(tmp_path: Path) -> None:
+    ledger = make(tmp_path, fold_of=FOLD_OF * 0)
+    p = np.random.default_rng(0).dirichlet(np.ones(3), size=12)
+    ledger.add(**entry(ledger, 0, probabilities=p, ids=IDS))
+    np.testing.assert_array_equal(ledger.probabilities()[0], p.astype(np.float32))
 
 
 def test_creating_again_opens_and_another_is_refused(tmp_path: Path) -> None:

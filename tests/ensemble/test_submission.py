@@ -71,3 +71,32 @@ def test_predictions_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         write_submission(tmp_path / "out.csv", predictions, ids=["a", "b"], classes=CLASSES)  # type: ignore[arg-type]
+
+
+def test_probabilities_lie_beside_the_submission_in_its_order(tmp_path: Path, sample: Path) -> None:
+    p = [[0.9, 0.1], [0.2, 0.8]]
+    write_submission(
+        tmp_path / "out.csv", p, ids=["a", "b"], classes=CLASSES, sample=sample, probabilities=p
+    )
+    with np.load(tmp_path / "out.probabilities.npz") as beside:
+        assert beside["ids"].tolist() == ["b", "a"]
+        assert beside["classes"].tolist() == CLASSES
+        np.testing.assert_array_equal(beside["probabilities"], np.float32(p)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "words"),
+    [
+        ([[3.0, 1.0], [0.5, 0.5]], "are these logits"),
+        ([[0.5, 0.5]], r"`probabilities` must be \(2, 2\)"),
+    ],
+)
+def test_what_are_no_probabilities_are_refused_before_anything_is_written(
+    probabilities: object, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        write_submission(
+            tmp_path / "out.csv", [0, 1], ids=["a", "b"], classes=CLASSES,
+            probabilities=probabilities,  # type: ignore[arg-type]
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
