@@ -74,7 +74,7 @@ class ClassBias(nn.Module):
         values = torch.as_tensor(offsets, dtype=torch.float32)
         if values.ndim != 1 or not len(values) or not values.isfinite().all():
             raise ValueError(
-                f"`offsets` must be a vector of finite numbers, one per class, got {offsets}"
+                f"`offsets` must be a vector of finite numbers, one per class, got {values}"
             )
         self.register_buffer("offsets", values.clone())
 
@@ -188,14 +188,13 @@ def _error_of_gain(
 
     The folds' own macro-F1s would not do: they are of few rows, and biased for it.
     """
-    gains = []
+    scores = []
     for fold in np.unique(fold_of):
         rest = fold_of != fold
-        gains.append(
-            f1_of_classes(nested[rest], truth[rest], K) - f1_of_classes(plain[rest], truth[rest], K)
-        )
+        scores.append([f1_of_classes(each[rest], truth[rest], K) for each in (nested, plain)])
+    gains = np.array(scores) @ [1.0, -1.0]
     F = len(gains)
-    return float(np.sqrt((F - 1) / F * np.square(gains - np.mean(gains)).sum()))
+    return float(np.sqrt((F - 1) / F * np.square(gains - gains.mean()).sum()))
 
 
 def _best_offsets(logs: Doubles, truth: Indices) -> Doubles:

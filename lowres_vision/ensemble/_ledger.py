@@ -138,10 +138,7 @@ class OutOfFold:
         truth = check_labels(labels, len(ids), len(classes))
         folds = np.asarray(fold_of)
         used = np.unique(folds)
-        if (
-            folds.shape != truth.shape
-            or not np.array_equal(used, np.arange(len(used)))
-        ):
+        if folds.shape != truth.shape or not np.array_equal(used, np.arange(len(used))):
             raise ValueError(
                 f"`fold_of` must give each of the {len(ids)} rows a fold from 0 up, none "
                 f"empty, got folds {used.tolist()[:10]} of shape {folds.shape}"

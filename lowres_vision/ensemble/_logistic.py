@@ -37,10 +37,10 @@ def fit_logistic(
         optimizer.zero_grad()
         logits = offset + F.linear(centred, weight, bias)
         loss = F.cross_entropy(logits, truth) + l2 / 2 * weight.square().sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     weight, bias = weight.detach(), bias.detach()
     return weight, bias - weight @ centre

@@ -49,8 +49,8 @@ class View:
         if self.size is not None:
             check_size("size", self.size)
         top, left, height, width = self.box
-        inside = 0 <= top and 0 <= left and top + height <= 1 + 1e-9 and left + width <= 1 + 1e-9
-        if not (inside and height > 0 and width > 0):
+        inside = top + height <= 1 + 1e-9 and left + width <= 1 + 1e-9
+        if not (inside and min(top, left) >= 0 and min(height, width) > 0):
             raise ValueError(
                 f"`box` must be top, left, height, width as shares of the image, inside [0, 1] and "
                 f"not empty, got {self.box}"
@@ -204,7 +204,7 @@ class TestTimeAugmentation(nn.Module):
             size=self.size,
             mean=self.mean,
             std=self.std,
-            mode=self.mode,  # type: ignore[arg-type]
+            mode=self.mode,
             average=self.average,
             weights=[self.weights[place] for place in places],
         )
@@ -228,7 +228,9 @@ class TestTimeAugmentation(nn.Module):
                 self._answer(images, view)
                 _wait_for(images[0])
                 times[view.name].append(time.perf_counter() - start)
-        return {name: sorted(taken[1:])[repeats // 2] / len(images) for name, taken in times.items()}
+        return {
+            name: sorted(taken[1:])[repeats // 2] / len(images) for name, taken in times.items()
+        }
 
     def _answers(self, images: Tensor | Sequence[Tensor]) -> Iterator[Tensor]:
         return (self._answer(images, view) for view in self.views)
@@ -243,7 +245,7 @@ class TestTimeAugmentation(nn.Module):
             else None,
             mean=self.mean,
             std=self.std,
-            mode=self.mode,  # type: ignore[arg-type]
+            mode=self.mode,
             channels_last=True,
         )
         model = self.model if view.bypass is None else _without(self.model, view.bypass)

@@ -1,0 +1,275 @@
+"""From the runs of several models to one table and one blend."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lowres_vision._checks import check_choice
+from lowres_vision.ensemble._bootstrap import bootstrap_interval, paired_bootstrap
+from lowres_vision.ensemble._calibrate import Temperature, assess_temperature
+from lowres_vision.ensemble._class_bias import ClassBias, assess_class_bias
+from lowres_vision.ensemble._cross_fit import Fit, cross_fit
+from lowres_vision.ensemble._folds import fold_numbers
+from lowres_vision.ensemble._inputs import Floats, Indices
+from lowres_vision.ensemble._ledger import Member
+from lowres_vision.ensemble._runs import Floats32, Runs, read_runs
+from lowres_vision.ensemble._scores import (
+    SCORES,
+    Metric,
+    expected_calibration_error,
+    log_loss,
+)
+from lowres_vision.ensemble._select import select_ensemble
+from lowres_vision.ensemble._select_views import select_views
+from lowres_vision.ensemble._stacking import Stacking
+from lowres_vision.ensemble._summary import Summary, SummaryRow
+from lowres_vision.ensemble._vote import geometric_mean_vote, hard_vote, soft_vote
+
+
+def summarise(
+    runs: Sequence[str | os.PathLike[str]],
+    *,
+    metric: Metric = "macro_f1",
+    rounds: int = 50,
+    merged: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Summary:
+    """Blend the runs of several models, and tell what each member and blend is worth.
+
+    Members are models with their seeds. Of several test-time views of a member those that hurt are
+    dropped (:func:`select_views`) and the rest averaged. Weights come from
+    :func:`select_ensemble`, then a :class:`Temperature`, then, for macro-F1 and where they help,
+    offsets per class (:class:`ClassBias`); the test predictions get the same. Stacking and the
+    unweighted votes stand in the table for comparison.
+
+    The nested estimates repeat the choice of views and of weights without each fold in turn. The
+    temperature and the offsets are cross-fitted on the nested blend.
+
+    Args:
+        runs: Folders that :func:`lowres_vision.training.cross_validate` wrote, or folders of such
+            folders; all of the same rows, folds and classes.
+        metric: ``"accuracy"``, ``"macro_f1"`` or ``"log_loss"``, on all rows at once.
+        rounds: Of the greedy selection.
+        merged: Folder for the merged ledger; None keeps none.
+        seed: Of the bootstrap, and of the folds where the runs have a single hold-out.
+
+    Returns:
+        :class:`Summary`.
+
+    Raises:
+        FileNotFoundError: If a folder has no ledger.
+        ValueError: If the runs are not of the same rows, folds and classes, or lack folds.
+    """
+    check_choice("metric", metric, get_args(Metric))
+    found = read_runs(runs, merged=merged)
+    truth = found.labels
+    several = len(np.unique(found.fold_of)) > 1
+    fold_of = fold_numbers(found.fold_of if several else 5, truth, seed)
+    groups = _groups(found)
+    every = np.arange(len(truth))
+
+    chosen = [group.choose(truth, every, metric) for group in groups]
+    members = [group.mean(views) for group, views in zip(groups, chosen, strict=True)]
+    selection = select_ensemble(members, truth, metric=metric, rounds=rounds, folds=0)
+    blend = soft_vote(members, weights=selection.weights)
+
+    nested = [np.empty_like(member) for member in members]
+    nested_blend = np.empty_like(blend)
+    for fold in np.unique(fold_of):
+        seen, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+        without = [group.mean(group.choose(truth, seen, metric)) for group in groups]
+        weights = select_ensemble(
+            [member[seen] for member in without],
+            truth[seen],
+            metric=metric,
+            rounds=rounds,
+            folds=0,
+        ).weights
+        for values, member in zip(nested, without, strict=True):
+            values[held_out] = member[held_out]
+        nested_blend[held_out] = soft_vote([m[held_out] for m in without], weights=weights)
+
+    calibrate = Temperature.fit(blend, truth, reads="probabilities")
+    bias = None
+    if metric == "macro_f1":
+        bias = assess_class_bias(nested_blend, truth, folds=fold_of)
+    gain = None
+    if len(groups) > 1:
+        best = nested[selection.best_member]
+        gain = paired_bootstrap(nested_blend, best, truth, metric=metric, seed=seed)
+    test = predicted = None
+    if found.test:
+        means = [group.test_mean(views) for group, views in zip(groups, chosen, strict=True)]
+        voted = torch.from_numpy(soft_vote(means, weights=selection.weights))
+        test = calibrate(voted).numpy()
+        if bias is not None and bias.helps:
+            voted = ClassBias.fit(blend, truth, folds=fold_of)(voted)
+        predicted = voted.numpy().argmax(axis=1)
+
+    views_chosen = any(len(group.views) > 1 for group in groups)
+    row = _RowMaker(metric, truth, fold_of, seed, views_chosen)
+    return Summary(
+        metric=metric,
+        rows=(
+            *row.of_members(groups, members, nested, selection.weights),
+            *row.of_blends(members, nested, blend, nested_blend),
+        ),
+        members=tuple(group.name for group in groups),
+        views=tuple(
+            tuple(group.views[view] for view in views)
+            for group, views in zip(groups, chosen, strict=True)
+        ),
+        weights=selection.weights,
+        gain=gain,
+        temperature=float(calibrate.temperature),
+        calibration=assess_temperature(nested_blend, truth, reads="probabilities", folds=fold_of),
+        bias=bias,
+        classes=found.classes,
+        test_ids=found.test_ids,
+        test_probabilities=test,
+        test_predictions=predicted,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """A member of the blend: one model and seed, seen through its views, the plain one first."""
+
+    name: str
+    views: tuple[str, ...]
+    out_of_fold: tuple[Floats32, ...]  # (N, K) of each view
+    test: tuple[Floats32, ...]  # (T, K) of each view, or none
+
+    def choose(self, truth: Indices, rows: Indices, metric: Metric) -> list[int]:
+        """Return the views to average, chosen on ``rows`` alone."""
+        if len(self.views) == 1:
+            return [0]
+        seen = [p[rows] for p in self.out_of_fold]
+        kept = select_views(seen, truth[rows], names=self.views, metric=metric, folds=0).kept
+        return [self.views.index(name) for name in kept]
+
+    def mean(self, views: Sequence[int]) -> Floats32:
+        """Return the mean ``(N, K)`` of some views."""
+        return _mean([self.out_of_fold[view] for view in views])
+
+    def test_mean(self, views: Sequence[int]) -> Floats32:
+        """Return the mean ``(T, K)`` of some views of the test rows."""
+        return _mean([self.test[view] for view in views])
+
+
+def _mean(views: Sequence[Floats32]) -> Floats32:
+    return np.asarray(np.mean(views, axis=0, dtype=np.float32))
+
+
+def _groups(found: Runs) -> list[_Group]:
+    by_model: dict[tuple[str, int], list[Member]] = {}
+    for member in sorted(found.out_of_fold, key=lambda m: (m.model, m.seed, m.view != "plain")):
+        by_model.setdefault((member.model, member.seed), []).append(member)
+    return [
+        _Group(
+            name=f"{model}, seed {seed}",
+            views=tuple(member.view for member in views),
+            out_of_fold=tuple(found.out_of_fold[member] for member in views),
+            test=tuple(found.test[member] for member in views if found.test),
+        )
+        for (model, seed), views in by_model.items()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _RowMaker:
+    """Makes rows of predictions: their score, and that of the nested ones with its interval."""
+
+    metric: Metric
+    truth: Indices
+    fold_of: Indices
+    seed: int
+    views_chosen: bool
+
+    def of_members(
+        self,
+        groups: Sequence[_Group],
+        members: Sequence[Floats32],
+        nested: Sequence[Floats32],
+        weights: npt.NDArray[np.float64],
+    ) -> Iterator[SummaryRow]:
+        """Yield a row per member, and one of its first view alone where it has several."""
+        for group, member, unseen, weight in zip(groups, members, nested, weights, strict=True):
+            if len(group.views) == 1:
+                yield self.row(group.name, member, weight=float(weight))
+            else:
+                yield self.row(f"{group.name}, {group.views[0]} view", group.out_of_fold[0])
+                yield self.row(f"{group.name}, its views", member, unseen, weight=float(weight))
+
+    def of_blends(
+        self,
+        members: Sequence[Floats32],
+        nested: Sequence[Floats32],
+        blend: Floats,
+        nested_blend: Floats,
+    ) -> Iterator[SummaryRow]:
+        """Yield the unweighted votes, stacking, and the selected blend, plain and calibrated."""
+
+        def calibrated(p: Tensor, labels: Indices) -> Temperature:
+            return Temperature.fit(p, labels, reads="probabilities")
+
+        if len(members) > 1:
+            votes: dict[str, Callable[[Sequence[Floats32]], Floats]] = {
+                "soft vote": soft_vote,
+                "geometric mean": geometric_mean_vote,
+            }
+            for name, vote in votes.items():
+                yield self.row(name, vote(members), vote(nested) if self.views_chosen else None)
+            K = members[0].shape[1]
+            hard, hard_nested = (np.eye(K)[hard_vote(p)] for p in (members, nested))
+            yield self.row(
+                "hard vote", hard, hard_nested if self.views_chosen else None, sure=False
+            )
+            yield self.row(
+                "stacked",
+                self._fitted(Stacking.fit, np.stack(members)),
+                self._cross_fitted(Stacking.fit, np.stack(nested), dim=1),
+            )
+        yield self.row("selected", blend, nested_blend)
+        yield self.row(
+            "selected, calibrated",
+            self._fitted(calibrated, blend),
+            self._cross_fitted(calibrated, nested_blend, dim=0),
+        )
+
+    def row(
+        self,
+        name: str,
+        p: Floats,
+        nested: Floats | None = None,
+        *,
+        weight: float | None = None,
+        sure: bool = True,
+    ) -> SummaryRow:
+        """Return the row of some predictions; ``sure=False`` for those without probabilities."""
+        expected = p if nested is None else nested
+        low, high = bootstrap_interval(expected, self.truth, metric=self.metric, seed=self.seed)
+        return SummaryRow(
+            name=name,
+            score=SCORES[self.metric](p, self.truth),
+            nested=None if nested is None else SCORES[self.metric](nested, self.truth),
+            low=low,
+            high=high,
+            weight=weight,
+            log_loss=log_loss(expected, self.truth) if sure else None,
+            calibration_error=expected_calibration_error(expected, self.truth) if sure else None,
+        )
+
+    def _fitted(self, fit: Fit, p: Floats) -> Floats:
+        inputs = torch.from_numpy(p)
+        return np.asarray(fit(inputs, self.truth)(inputs).numpy())
+
+    def _cross_fitted(self, fit: Fit, p: Floats, *, dim: int) -> Floats:
+        outputs = cross_fit(fit, torch.from_numpy(p), self.truth, folds=self.fold_of, dim=dim)
+        return np.asarray(outputs.numpy())
