@@ -1,7 +1,7 @@
 """Crop, flip, resize, normalise and mix a whole batch in one pass."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,40 @@ from lowres_vision._checks import check_range, check_size
 from lowres_vision.ops import Mix, random_resized_crop_boxes, resize
 
 
+class Crops(NamedTuple):
+    """A drawn crop and flip of each image of a batch, fit for the same pictures at any resolution.
+
+    ``boxes`` is ``(B, 4)`` float64 top, left, height, width in shares of the image's sides,
+    ``flip`` ``(B,)`` bool.
+    """
+
+    boxes: Tensor
+    flip: Tensor
+
+
 class BatchTransform(nn.Module):
     """From uint8 batches of any size to what a backbone reads.
 
     In training mode each image gets a random crop and flip of its own; in evaluation mode it is
     resized whole. Either way :func:`lowres_vision.ops.resize` does all of it in one pass.
 
+    The same crops and flips for the same pictures at two resolutions, for one model or for two
+    that read different sizes::
+
+        crops = transform.draw(batch.low, generator=generator)
+        low = transform(batch.low, crops=crops)
+        high = other(batch.high, crops=crops)
+
+    Boxes are drawn on the pixels of the images that ``draw`` is given, so they end on whole pixels
+    there; in others they are the same share of the picture, which may begin within a pixel. A
+    drawn mix goes over to another output size by :func:`lowres_vision.mixing.scale_mix`.
+
     Args:
         size: Output side or ``(height, width)``.
         mean: Per-channel mean in [0, 1] units, as the backbone's weights expect.
         std: Per-channel standard deviation, likewise.
-        scale: Range of the crop's share of the image area; (1, 1) with ``ratio`` (1, 1) takes
-            square images whole.
+        scale: Range of the crop's share of the image area; None takes images whole, and leaves
+            the flip.
         ratio: Range of the crop's aspect ratio.
         flip: Probability of a horizontal flip.
         via: Side or ``(height, width)`` that images are first resized to, as when a data set was
@@ -41,7 +63,7 @@ class BatchTransform(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        scale: tuple[float, float] = (0.08, 1.0),
+        scale: tuple[float, float] | None = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
         via: int | tuple[int, int] | None = None,
@@ -61,26 +83,31 @@ class BatchTransform(nn.Module):
         images: Tensor | list[Tensor],
         *,
         mix: Mix | None = None,
+        crops: Crops | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Transform a batch.
 
         Args:
             images: ``(B, C, H, W)``, or a list of B ``(C, H, W)`` of different sizes.
-            mix: A drawn CutMix or MixUp, applied in the same pass.
+            mix: A drawn CutMix or MixUp, in output pixels, applied in the same pass.
+            crops: From :meth:`draw`, applied in either mode; None draws in training mode and
+                takes images whole in evaluation mode.
             generator: Draws crops and flips; default is PyTorch's own.
 
         Returns:
             ``(B, C, height, width)`` in channels_last order. A training step of MobileNetV2 at
             224 px was 9 times faster on it than on contiguous images (CPU, float32).
         """
+        if crops is None and self.training:
+            crops = self.draw(images, generator=generator)
         if self.via is not None:
             images = resize(images, self.via, mode=self.mode)
         boxes = flip = None
-        if self.training:
-            boxes = self._draw_boxes(images, generator)
-            flip = torch.rand(len(images), generator=generator) < self.flip
-            boxes, flip = boxes.to(images[0].device), flip.to(images[0].device)
+        if crops is not None:
+            device = images[0].device
+            boxes = _in_pixels(crops.boxes, images).to(device, non_blocking=True)
+            flip = crops.flip.to(device, non_blocking=True)
         return resize(
             images,
             self.size,
@@ -94,26 +121,48 @@ class BatchTransform(nn.Module):
             mix=mix,
         )
 
-    def _draw_boxes(
-        self, images: Tensor | list[Tensor], generator: torch.Generator | None
-    ) -> Tensor:
-        sizes = [tuple(image.shape[-2:]) for image in images]
-        return torch.cat(
-            [
+    def draw(
+        self, images: Tensor | list[Tensor], *, generator: torch.Generator | None = None
+    ) -> Crops:
+        """Draw a crop and a flip for each image, whatever the mode.
+
+        Args:
+            images: As for :meth:`forward`; only their sizes are read.
+            generator: As for :meth:`forward`.
+        """
+        if self.scale is None:
+            boxes = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64).repeat(len(images), 1)
+        else:
+            sides = _sides(images) if self.via is None else [(self.via, len(images))]
+            parts = [
                 random_resized_crop_boxes(
                     count, size, scale=self.scale, ratio=self.ratio, generator=generator
-                )
-                for size, count in _runs(sizes)
+                ).double()
+                / torch.tensor(2 * size)
+                for size, count in sides
             ]
-        )
+            boxes = torch.cat(parts)
+        flip = torch.rand(len(images), generator=generator) < self.flip
+        return Crops(boxes, flip)
 
 
-def _runs(sizes: list[tuple[int, ...]]) -> list[tuple[tuple[int, int], int]]:
-    """Return ``(size, count)`` of each run of equal sizes."""
-    runs: list[tuple[tuple[int, int], int]] = []
-    for height, width in sizes:
-        if runs and runs[-1][0] == (height, width):
-            runs[-1] = ((height, width), runs[-1][1] + 1)
+def _sides(images: Tensor | list[Tensor]) -> list[tuple[tuple[int, int], int]]:
+    """Return ``((height, width), count)`` of each run of images of equal size."""
+    if isinstance(images, Tensor):
+        height, width = images.shape[-2:]
+        return [((height, width), len(images))]
+    sides: list[tuple[tuple[int, int], int]] = []
+    for image in images:
+        height, width = image.shape[-2:]
+        if sides and sides[-1][0] == (height, width):
+            sides[-1] = (height, width), sides[-1][1] + 1
         else:
-            runs.append(((height, width), 1))
-    return runs
+            sides.append(((height, width), 1))
+    return sides
+
+
+def _in_pixels(boxes: Tensor, images: Tensor | list[Tensor]) -> Tensor:
+    """Return boxes in shares ``(B, 4)`` as float32 pixels; whole pixels come back exactly."""
+    if isinstance(images, Tensor):
+        return (boxes * boxes.new_tensor(2 * images.shape[-2:])).float()
+    return (boxes * boxes.new_tensor([2 * image.shape[-2:] for image in images])).float()

@@ -11,6 +11,7 @@ from lowres_vision.losses._contract import check_outputs
 from lowres_vision.losses._cosine import CosineLoss, cosine_loss
 from lowres_vision.losses._cross_entropy import CrossEntropyLoss, cross_entropy
 from lowres_vision.losses._focal import FocalLoss, focal_loss
+from lowres_vision.losses._pairs import consistency_loss, distillation_loss, feature_loss
 
 __all__ = [
     "ArcFaceLoss",
@@ -20,7 +21,10 @@ __all__ = [
     "adaptive_margins",
     "arcface_loss",
     "check_outputs",
+    "consistency_loss",
     "cosine_loss",
     "cross_entropy",
+    "distillation_loss",
+    "feature_loss",
     "focal_loss",
 ]

@@ -160,9 +160,9 @@ class ArcFaceLoss(ClassificationLoss):
             reduction=self.reduction,
         )
 
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        """Return ``softmax(scale * cosines)`` ``(B, K)``."""
-        return (self.scale * at_least_float32(outputs)).softmax(1)
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return ``scale * cosines`` ``(B, K)``, without the margin."""
+        return self.scale * at_least_float32(outputs)
 
     def extra_repr(self) -> str:
         """Name the settings."""

@@ -33,7 +33,7 @@ _IGNORE_NOTHING = torch.iinfo(torch.int64).min
 
 
 class ClassificationLoss(nn.Module):
-    """What the loss Modules share: the three common arguments and ``probabilities``."""
+    """What the loss Modules share: the three common arguments, ``logits`` and ``probabilities``."""
 
     outputs: ClassVar[Outputs] = "logits"
     weight: Tensor | None
@@ -56,9 +56,13 @@ class ClassificationLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.reduction: Reduction = reduction
 
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return the logits ``(B, K)`` that this loss reads from ``outputs``."""
+        return at_least_float32(outputs)
+
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return the class probabilities ``(B, K)`` that this loss reads from ``outputs``."""
-        return at_least_float32(outputs).softmax(1)
+        return self.logits(outputs).softmax(1)
 
     def extra_repr(self) -> str:
         """Name the common settings."""

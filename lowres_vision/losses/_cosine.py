@@ -133,9 +133,9 @@ class CosineLoss(ClassificationLoss):
             reduction=self.reduction,
         )
 
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        """Return ``softmax(temperature * z / |z|)`` ``(B, K)`` of the outputs ``z``."""
-        return (self.temperature * unit_vectors(at_least_float32(outputs))).softmax(1)
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return ``temperature * z / |z|`` ``(B, K)`` of the outputs ``z``."""
+        return self.temperature * unit_vectors(at_least_float32(outputs))
 
     def extra_repr(self) -> str:
         """Name the settings."""

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from lowres_vision.augment import BatchTransform
-from lowres_vision.ops import Mix, resize
+from lowres_vision.augment import BatchTransform, Crops
+from lowres_vision.ops import Mix, random_resized_crop_boxes, resize
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -46,6 +46,13 @@ def test_without_crop_each_image_comes_whole_or_mirrored() -> None:
     assert 8 <= int(mirrored.sum()) <= 24  # 32 fair coins; outside with probability 0.002
 
 
+def test_without_scale_each_image_comes_whole_whatever_its_shape() -> None:
+    batch = torch.stack(images(16, 16))[:, :, :, :11]
+    transform = BatchTransform((20, 24), mean=MEAN, std=STD, scale=None, flip=0.0)
+    got = transform(batch)
+    assert torch.equal(got, transform.eval()(batch))
+
+
 def test_sizes_may_differ_within_a_batch() -> None:
     batch = images(16, 16, 48)
     transform = BatchTransform(24, mean=MEAN, std=STD)
@@ -71,6 +78,65 @@ def test_mix_is_applied_to_the_cropped_images() -> None:
     expected = plain.clone()
     expected[:, :, :12, :12] = plain.flip(0)[:, :, :12, :12]
     torch.testing.assert_close(mixed, expected)
+
+
+def test_drawing_apart_is_drawing_within() -> None:
+    batch = torch.stack(images(23, 23, 23))  # 23: shares of it are no binary fractions
+    transform = BatchTransform(24, mean=MEAN, std=STD)
+    within = transform(batch, generator=torch.Generator().manual_seed(5))
+    crops = transform.draw(batch, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(transform(batch, crops=crops), within)
+    assert torch.equal(transform.eval()(batch, crops=crops), within)
+
+    generator = torch.Generator().manual_seed(5)
+    boxes = random_resized_crop_boxes(3, (23, 23), generator=generator)
+    flip = torch.rand(3, generator=generator) < 0.5
+    expected = resize(batch, 24, boxes=boxes, flip=flip, mean=MEAN, std=STD)
+    assert torch.equal(within, expected)
+
+
+def test_one_draw_shows_the_same_part_of_a_picture_at_any_resolution() -> None:
+    """On pictures that are their own coordinates, the pixels say what part was cut out."""
+    # Enlarging alone: interpolating a ramp is exact but for half a source pixel at the box's edge.
+    size = 300
+    transform = BatchTransform(size, mean=(0.0,) * 3, std=(1.0,) * 3, scale=(0.2, 0.5))
+    crops = transform.draw(torch.empty(6, 3, 64, 64), generator=torch.Generator().manual_seed(2))
+    seen = []
+    for height, width in ((64, 64), (256, 256), (100, 150)):
+        y = ((torch.arange(height) + 0.5) / height).expand(width, height).T
+        x = ((torch.arange(width) + 0.5) / width).expand(height, width)
+        picture = torch.stack([y, x, torch.zeros_like(x)]).expand(6, 3, height, width)
+        seen.append(transform(picture, crops=crops)[:, :, 10:-10, 10:-10])
+    _, left, _, width = crops.boxes[0].tolist()
+    centres = left + (torch.arange(size) + 0.5) / size * width
+    expected = centres.flip(0) if crops.flip[0] else centres
+    torch.testing.assert_close(seen[0][0, 1, 0], expected[10:-10].float())
+    torch.testing.assert_close(seen[1], seen[0])
+    torch.testing.assert_close(seen[2], seen[0])
+
+
+def test_a_list_of_sizes_takes_one_draw_too() -> None:
+    low, high = images(16, 24, 16), images(64, 96, 64)
+    transform = BatchTransform(12, mean=MEAN, std=STD)
+    crops = transform.draw(low, generator=torch.Generator().manual_seed(1))
+    assert isinstance(crops, Crops)
+    assert crops.boxes.shape == (3, 4)
+    for index in range(3):
+        alone = Crops(crops.boxes[index : index + 1], crops.flip[index : index + 1])
+        for batch in (low, high):
+            torch.testing.assert_close(
+                transform(batch, crops=crops)[index],
+                transform(batch[index][None], crops=alone)[0],
+            )
+
+
+def test_via_and_crops_go_together() -> None:
+    batch = torch.stack(images(64, 64))
+    transform = BatchTransform(24, mean=MEAN, std=STD, via=8)
+    crops = transform.draw(batch, generator=torch.Generator().manual_seed(0))
+    assert torch.equal((crops.boxes * 8).round() / 8, crops.boxes)  # whole pixels of 8
+    plain = BatchTransform(24, mean=MEAN, std=STD)
+    torch.testing.assert_close(transform(batch, crops=crops), plain(resize(batch, 8), crops=crops))
 
 
 def test_refusals() -> None:
