@@ -13,7 +13,8 @@ from lowres_vision.ensemble._embeddings import (
     NearestCentroid,
     concat_embeddings,
 )
-from lowres_vision.ensemble._ledger import Member, OutOfFold
+from lowres_vision.ensemble._ledger import OutOfFold
+from lowres_vision.ensemble._ledger_entry import Member
 from lowres_vision.ensemble._mcnemar import McNemar, mcnemar_test
 from lowres_vision.ensemble._scores import (
     accuracy,

@@ -1,7 +1,8 @@
-"""Arrays on disk that appear whole or not at all, are known by their hash and hold no code."""
+"""Arrays and records on disk that appear whole or not at all and hold no code."""
 
 import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,19 @@ def read_arrays(path: Path, *, sha256: str) -> dict[str, npt.NDArray[Any]]:
             return {name: archive[name] for name in archive.files}
     except (ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no archive of plain arrays: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or raise ValueError if there is none."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged: it is no JSON object")
+    return about
+
+
+def write_json(path: Path, about: dict[str, Any]) -> None:
+    """Write a JSON object that people can read."""
+    write_whole(path, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())

@@ -8,54 +8,19 @@ count. Processes and machines may add to copies of one ledger and merge them lat
 numbers and strings; nothing is pickled.
 """
 
-import hashlib
-import json
 import os
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision._files import write_whole
-from lowres_vision.ensemble._arrays import read_arrays, write_arrays
-from lowres_vision.ensemble._inputs import Indices, check_labels, check_rows
-
-_FORMAT = 1
-
-
-class Member(NamedTuple):
-    """One column of the ledger: a model with its seed, seen through one view of the images."""
-
-    model: str
-    seed: int
-    view: str
-
-
-@dataclass(frozen=True)
-class _Entry:
-    model: str
-    seed: int
-    view: str
-    fold: int
-    checkpoint_hash: str
-    sha256: str = ""
-
-    @property
-    def member(self) -> Member:
-        return Member(self.model, self.seed, self.view)
-
-    @property
-    def name(self) -> str:
-        """Return a file name that reads well and that no other entry has."""
-        key = json.dumps([self.model, self.seed, self.view, self.fold])
-        words = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{self.model}-{self.seed}-{self.view}")[:80]
-        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-        return f"{words}-fold{self.fold}-{digest}"
+from lowres_vision.ensemble._arrays import read_arrays, read_json, write_arrays, write_json
+from lowres_vision.ensemble._inputs import Indices, check_rows
+from lowres_vision.ensemble._ledger_entry import Entry, Member
+from lowres_vision.ensemble._ledger_rows import LedgerRows, hash_folds
 
 
 class OutOfFold:
@@ -93,19 +58,13 @@ class OutOfFold:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        header = self.folder / "ledger.json"
-        if not header.is_file():
-            raise FileNotFoundError(f"{self.folder} holds no ledger; make one with create()")
-        about = _read_json(header)
-        if about.get("format") != _FORMAT:
-            raise ValueError(f"{header} has format {about.get('format')!r}, this reads {_FORMAT}")
-        rows = read_arrays(self.folder / "rows.npz", sha256=about["rows_sha256"])
-        self.ids: tuple[str, ...] = tuple(rows["ids"].tolist())
-        self.labels: Indices = rows["labels"]
-        self.fold_of: Indices = rows["fold_of"]
-        self.classes: tuple[str, ...] = tuple(about["classes"])
-        self.data_hash: str = about["data_hash"]
-        self.fold_hash: str = about["fold_hash"]
+        self._rows = rows = LedgerRows.read(self.folder)
+        self.ids: tuple[str, ...] = rows.ids
+        self.labels: Indices = rows.labels
+        self.classes: tuple[str, ...] = rows.classes
+        self.fold_of: Indices = rows.fold_of
+        self.data_hash: str = rows.data_hash
+        self.fold_hash: str = rows.fold_hash
 
     @classmethod
     def create(
@@ -132,38 +91,21 @@ class OutOfFold:
         Raises:
             ValueError: If the arguments do not fit each other, or another ledger is there.
         """
-        ids, classes = tuple(ids), tuple(classes)
-        _refuse_repeated("ids", ids)
-        _refuse_repeated("classes", classes)
-        truth = check_labels(labels, len(ids), len(classes))
-        folds = np.asarray(fold_of)
-        used = np.unique(folds)
-        if folds.shape != truth.shape or not np.array_equal(used, np.arange(len(used))):
-            raise ValueError(
-                f"`fold_of` must give each of the {len(ids)} rows a fold from 0 up, none "
-                f"empty, got folds {used.tolist()[:10]} of shape {folds.shape}"
-            )
-        folds = folds.astype(np.int64)
+        rows = LedgerRows.checked(ids, labels, classes, fold_of, data_hash)
         folder = Path(folder)
-        fold_hash = cls.hash_folds(ids, folds)
         if (folder / "ledger.json").exists():
             ledger = cls(folder)
-            ledger._refuse_foreign(data_hash=data_hash, fold_hash=fold_hash, classes=classes)
-            if not np.array_equal(ledger.labels, truth) or ledger.ids != ids:
+            ledger._rows.refuse_foreign(**rows.header())
+            if not ledger._rows.same_rows(rows):
                 raise ValueError(f"{folder} holds a ledger of other labels or another row order")
             return ledger
-        (folder / "entries").mkdir(parents=True, exist_ok=True)
-        rows = {"ids": np.array(ids, dtype=np.str_), "labels": truth, "fold_of": folds}
-        digest = write_arrays(folder / "rows.npz", rows)
-        about = {"data_hash": data_hash, "fold_hash": fold_hash, "classes": classes}
-        _write_json(folder / "ledger.json", {"format": _FORMAT, **about, "rows_sha256": digest})
+        rows.write(folder)
         return cls(folder)
 
     @staticmethod
     def hash_folds(ids: Sequence[str], fold_of: npt.ArrayLike) -> str:
         """Return a SHA-256 of which fold holds out which id: what a checkpoint should carry."""
-        pairs = sorted(zip(ids, np.asarray(fold_of).tolist(), strict=True))
-        return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+        return hash_folds(ids, fold_of)
 
     def add(
         self,
@@ -202,8 +144,8 @@ class OutOfFold:
                 probabilities; a checkpoint that is in the ledger under another fold; an entry
                 that is there already with other numbers.
         """
-        self._refuse_foreign(data_hash=data_hash, fold_hash=fold_hash, classes=tuple(classes))
-        self._refuse_other_rows(tuple(ids), fold)
+        self._rows.refuse_foreign(data_hash=data_hash, fold_hash=fold_hash, classes=classes)
+        self._rows.refuse_other_rows(tuple(ids), fold)
         rows = np.asarray(check_rows("probabilities", probabilities), dtype=np.float32)
         if rows.shape != (len(ids), len(self.classes)):
             raise ValueError(
@@ -212,22 +154,22 @@ class OutOfFold:
             )
         if not checkpoint_hash:
             raise ValueError("`checkpoint_hash` must name the weights, got an empty string")
-        entry = _Entry(model, int(seed), view, int(fold), checkpoint_hash)
+        entry = Entry(model, int(seed), view, int(fold), checkpoint_hash)
         for other in self._entries():
-            _refuse_reuse(entry, other)
+            entry.refuse_reuse(other)
             if other.name == entry.name:
                 stored = self._read(other)
                 same = other.checkpoint_hash == checkpoint_hash and np.array_equal(stored, rows)
                 if same:
                     return
                 raise ValueError(
-                    f"{_words(entry)} is in the ledger with other numbers; a second prediction "
+                    f"{entry} is in the ledger with other numbers; a second prediction "
                     f"needs its own model name, seed or view"
                 )
         path = self.folder / "entries" / f"{entry.name}.npz"
         digest = write_arrays(path, {"probabilities": rows})
         about = {**asdict(entry), "sha256": digest}
-        _write_json(path.with_suffix(".json"), {**about, **self._header()})
+        write_json(path.with_suffix(".json"), {**about, **self._rows.header()})
 
     def merge(self, other: str | os.PathLike[str] | Self) -> int:
         """Take over the entries of another ledger of the same rows, and return how many were new.
@@ -237,20 +179,20 @@ class OutOfFold:
                 fit those here; entries before that one have been taken over.
         """
         other = other if isinstance(other, OutOfFold) else type(self)(other)
-        self._refuse_foreign(**other._header())
-        if not np.array_equal(self.labels, other.labels) or self.ids != other.ids:
+        self._rows.refuse_foreign(**other._rows.header())
+        if not self._rows.same_rows(other._rows):
             raise ValueError(f"{other.folder} is for other labels or another order of rows")
         before = sum(1 for _ in self._entries())
         for entry in other._entries():
             self.add(
                 other._read(entry),
-                ids=[self.ids[row] for row in self._rows_of(entry.fold)],
+                ids=[self.ids[row] for row in self._rows.of_fold(entry.fold)],
                 model=entry.model,
                 fold=entry.fold,
                 seed=entry.seed,
                 view=entry.view,
                 checkpoint_hash=entry.checkpoint_hash,
-                **other._header(),
+                **other._rows.header(),
             )
         return sum(1 for _ in self._entries()) - before
 
@@ -279,118 +221,21 @@ class OutOfFold:
                     f"predictions for fold {', '.join(map(str, missing))}"
                 )
             for fold in folds:
-                values[self._rows_of(fold)] = self._read(entries[(*member, fold)])
+                values[self._rows.of_fold(fold)] = self._read(entries[(*member, fold)])
         return stack
 
-    def _header(self) -> dict[str, Any]:
-        return {
-            "data_hash": self.data_hash,
-            "fold_hash": self.fold_hash,
-            "classes": self.classes,
-        }
-
-    def _rows_of(self, fold: int) -> Indices:
-        return np.flatnonzero(self.fold_of == fold)
-
-    def _entries(self) -> Iterator[_Entry]:
+    def _entries(self) -> Iterator[Entry]:
         for path in sorted((self.folder / "entries").glob("*.json")):
-            about = _read_json(path)
+            about = read_json(path)
             try:
-                entry = _Entry(**{name: about[name] for name in _Entry.__dataclass_fields__})
-                self._refuse_foreign(**{name: about[name] for name in self._header()})
+                entry = Entry(**{name: about[name] for name in Entry.__dataclass_fields__})
+                self._rows.refuse_foreign(**{name: about[name] for name in self._rows.header()})
             except (KeyError, ValueError) as error:
                 raise ValueError(f"{path} does not belong to this ledger: {error}") from None
             if path.stem != entry.name:
-                raise ValueError(f"{path} is named as another entry than {_words(entry)}")
+                raise ValueError(f"{path} is named as another entry than {entry}")
             yield entry
 
-    def _read(self, entry: _Entry) -> npt.NDArray[np.float32]:
+    def _read(self, entry: Entry) -> npt.NDArray[np.float32]:
         path = self.folder / "entries" / f"{entry.name}.npz"
         return np.asarray(read_arrays(path, sha256=entry.sha256)["probabilities"])
-
-    def _refuse_foreign(self, *, data_hash: str, fold_hash: str, classes: Sequence[str]) -> None:
-        if data_hash != self.data_hash:
-            raise ValueError(
-                f"`data_hash` is of another data set: {data_hash!r}, the ledger's is "
-                f"{self.data_hash!r}"
-            )
-        classes = tuple(classes)
-        if classes != self.classes:
-            if sorted(classes) == sorted(self.classes):
-                raise ValueError(
-                    f"`classes` are in another order: {_first_difference(classes, self.classes)}"
-                )
-            raise ValueError(
-                f"`classes` are other classes: {len(classes)} of them, the ledger has "
-                f"{len(self.classes)}; only one side has "
-                f"{sorted(set(classes) ^ set(self.classes))[:5]}"
-            )
-        if fold_hash != self.fold_hash:
-            raise ValueError(
-                f"`fold_hash` is of other folds: {fold_hash!r}, the ledger's is "
-                f"{self.fold_hash!r}; the model has seen rows that the ledger holds out"
-            )
-
-    def _refuse_other_rows(self, ids: tuple[str, ...], fold: int) -> None:
-        _refuse_repeated("ids", ids)
-        row_of = {name: row for row, name in enumerate(self.ids)}
-        unknown = [name for name in ids if name not in row_of]
-        if unknown:
-            raise ValueError(f"`ids` has rows unknown to the ledger: {unknown[:5]}")
-        expected = tuple(self.ids[row] for row in self._rows_of(fold))
-        if not expected:
-            raise ValueError(f"`fold` must be in 0..{self.fold_of.max()}, got {fold}")
-        leaked = [name for name in ids if self.fold_of[row_of[name]] != fold]
-        if leaked:
-            raise ValueError(
-                f"`ids` leak: {leaked[0]!r} is held out by fold {self.fold_of[row_of[leaked[0]]]}, "
-                f"so the checkpoint of fold {fold} was trained on it ({len(leaked)} such rows)"
-            )
-        missing = sorted(set(expected) - set(ids))
-        if missing:
-            raise ValueError(
-                f"`ids` lacks {len(missing)} rows of fold {fold}, the first is {missing[0]!r}"
-            )
-        if ids != expected:
-            raise ValueError(f"`ids` are in another order: {_first_difference(ids, expected)}")
-
-
-def _refuse_reuse(entry: _Entry, other: _Entry) -> None:
-    if other.checkpoint_hash != entry.checkpoint_hash:
-        return
-    if (other.model, other.seed, other.fold) != (entry.model, entry.seed, entry.fold):
-        raise ValueError(
-            f"`checkpoint_hash` is in the ledger as {_words(other)}: the same weights cannot be "
-            f"{_words(entry)} too, one of the two folds would be leaked or a model counted twice"
-        )
-
-
-def _refuse_repeated(name: str, values: Sequence[str]) -> None:
-    repeated = [value for value, times in Counter(values).items() if times > 1]
-    if repeated:
-        raise ValueError(f"`{name}` must be unique, {repeated[:5]} stand more than once")
-
-
-def _first_difference(found: Sequence[str], expected: Sequence[str]) -> str:
-    place, names = next(
-        (i, pair) for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1]
-    )
-    return f"place {place} has {names[0]!r}, the ledger {names[1]!r}"
-
-
-def _words(entry: _Entry) -> str:
-    return f"{entry.model!r}, seed {entry.seed}, view {entry.view!r}, fold {entry.fold}"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        about = None
-    if not isinstance(about, dict):
-        raise ValueError(f"{path} is damaged: it is no JSON object")
-    return about
-
-
-def _write_json(path: Path, about: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())

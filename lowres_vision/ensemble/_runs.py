@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision.ensemble._ledger import Member, OutOfFold
+from lowres_vision.ensemble._ledger import OutOfFold
+from lowres_vision.ensemble._ledger_entry import Member
 
 Floats32 = npt.NDArray[np.float32]
 

@@ -17,7 +17,7 @@ from lowres_vision.ensemble._class_bias import ClassBias, assess_class_bias
 from lowres_vision.ensemble._cross_fit import Fit, cross_fit
 from lowres_vision.ensemble._folds import fold_numbers
 from lowres_vision.ensemble._inputs import Floats, Indices
-from lowres_vision.ensemble._ledger import Member
+from lowres_vision.ensemble._ledger_entry import Member
 from lowres_vision.ensemble._runs import Floats32, Runs, read_runs
 from lowres_vision.ensemble._scores import (
     SCORES,
@@ -226,11 +226,10 @@ class _RowMaker:
             }
             for name, vote in votes.items():
                 yield self.row(name, vote(members), vote(nested) if self.views_chosen else None)
-            K = members[0].shape[1]
-            hard, hard_nested = (np.eye(K)[hard_vote(p)] for p in (members, nested))
-            yield self.row(
-                "hard vote", hard, hard_nested if self.views_chosen else None, sure=False
-            )
+            if self.metric != "log_loss":  # a vote that is wrong would have an infinite one
+                K = members[0].shape[1]
+                hard, unseen = (np.eye(K)[hard_vote(p)] for p in (members, nested))
+                yield self.row("hard vote", hard, unseen if self.views_chosen else None, sure=False)
             yield self.row(
                 "stacked",
                 self._fitted(Stacking.fit, np.stack(members)),

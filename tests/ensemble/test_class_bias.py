@@ -68,7 +68,9 @@ def test_a_model_that_ignores_the_shares_is_mended_on_fresh_rows() -> None:
     estimate = assess_class_bias(p[:4000], labels[:4000])
     bias = ClassBias.fit(p[:4000], labels[:4000])
     assert estimate.helps
-    torch.testing.assert_close(bias.offsets.double().numpy(), estimate.offsets, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        bias.offsets.double().numpy(), estimate.offsets, rtol=1e-6, atol=1e-7
+    )
     fresh, unseen = p[4000:], labels[4000:]
     gain = macro_f1(bias(torch.from_numpy(fresh)).numpy(), unseen) - macro_f1(fresh, unseen)
     assert gain > 0.02

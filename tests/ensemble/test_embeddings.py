@@ -13,7 +13,9 @@ from lowres_vision.ensemble import (
 )
 
 
-def clusters(seed: int, *, per_class: int = 40, classes: int = 4) -> tuple[torch.Tensor, np.ndarray]:
+def clusters(
+    seed: int, *, per_class: int = 40, classes: int = 4
+) -> tuple[torch.Tensor, np.ndarray]:
     """Return embeddings ``(N, 10)`` around the same class means for every seed, and labels."""
     labels = np.arange(classes).repeat(per_class)
     means = np.random.default_rng(99).normal(size=(classes, 10))

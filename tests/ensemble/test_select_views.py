@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from lowres_vision.ensemble import accuracy, geometric_mean_vote, log_loss, macro_f1, select_views
-from lowres_vision.ensemble import soft_vote
+from lowres_vision.ensemble import (
+    accuracy,
+    geometric_mean_vote,
+    log_loss,
+    macro_f1,
+    select_views,
+    soft_vote,
+)
 
 SCORES = {"accuracy": accuracy, "macro_f1": macro_f1, "log_loss": log_loss}
 
@@ -99,7 +105,7 @@ def test_on_fresh_images_bad_views_cost_nothing_and_good_ones_gain(tasks: int) -
         dropped.append(5 not in kept)
     gaps, gains = 100 * np.array(gaps), 100 * np.array(gains)
     print(f"{tasks} tasks: gap {np.abs(gaps).mean():.3f} (bias {gaps.mean():.3f}), ", end="")
-    print(f"gain {gains.mean():.3f}, worst {gains.min():.3f}, useless view kept {tasks - sum(dropped)}")
+    print(f"gain {gains.mean():.3f}, worst {gains.min():.3f}, useless kept {tasks - sum(dropped)}")
     # 4,000 rows have a standard error of 0.7 points, whose mean size is 0.55.
     assert np.abs(gaps).mean() < 0.8
     assert abs(gaps.mean()) < 3 * 0.7 / np.sqrt(tasks)

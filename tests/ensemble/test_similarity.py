@@ -45,10 +45,11 @@ def test_the_threshold_is_the_quantile_of_a_loop_that_leaves_each_image_out() ->
 
 def test_it_tells_what_was_dropped() -> None:
     keep = SimilarityFilter(torch.eye(2, 3), threshold=0.5)
-    result = keep.apply_to(torch.tensor([[3.0, 0.1, 0.0], [0.0, 0.1, 3.0], [0.0, 2.0, 0.0]]))
+    rows = torch.tensor([[3.0, 0.1, 0.0], [0.0, 0.1, 3.0], [0.0, 2.0, 0.0]])
+    result = keep.apply_to(rows)
     assert result.keep.tolist() == [True, False, True]
     assert result.dropped == 1
-    torch.testing.assert_close(result.similarity, keep(torch.tensor([[3.0, 0.1, 0], [0, 0.1, 3], [0, 2, 0]])))
+    torch.testing.assert_close(result.similarity, keep(rows))
 
 
 def test_nothing_is_dropped_where_too_few_images_could_tell() -> None:

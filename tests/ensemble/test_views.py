@@ -152,7 +152,9 @@ def test_costs_are_told_for_each_view() -> None:
 def test_it_exports_with_crops_flips_and_sizes() -> None:
     augmented = augment((View(), View("a", (0.1, 0.1, 0.8, 0.8), True, 24))).eval()
     program = torch.export.export(augmented, (images(),))
-    torch.testing.assert_close(program.module()(images()), augmented(images()), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        program.module()(images()), augmented(images()), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_views_go_into_a_ledger_by_name(tmp_path) -> None:  # type: ignore[no-untyped-def]
