@@ -2,11 +2,15 @@
 
 ``LowResClassifier`` brings the backbone's feature layout (NCHW maps of CNNs, NHWC maps of Swin,
 tokens of ViT and BEiT) to what its pooling needs, loads weights strictly from the hub or from a
-file, and refuses image sizes of which a patch grid would leave pixels unread.
+file, and refuses image sizes of which a patch grid would leave pixels unread. ``freeze_except``
+leaves a part of a model trainable and truly holds the rest.
 """
 
 import difflib
 import os
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +23,7 @@ from lowres_vision._checks import check_choice, check_range, check_size
 from lowres_vision.heads import CosineClassifier, EmbeddingNeck
 from lowres_vision.pooling import GeM
 
-__all__ = ["LowResClassifier"]
+__all__ = ["LowResClassifier", "freeze_except"]
 
 
 class LowResClassifier(nn.Module):
@@ -116,8 +120,7 @@ class LowResClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, C, H, W)`` to logits or cosines ``(B, K)``."""
-        output: Tensor = self.head(self.drop(self.embed(images)))
-        return output
+        return self.classify(self.embed(images))
 
     def embed(self, images: Tensor) -> Tensor:
         """Map normalised images ``(B, C, H, W)`` to the embedding ``(B, D)`` before the head."""
@@ -130,6 +133,103 @@ class LowResClassifier(nn.Module):
             embedding = self.pool(_feature_map(self.backbone, features))
         embedding = embedding if self.neck is None else self.neck(embedding)
         return embedding
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Map embeddings ``(B, D)`` to logits or cosines ``(B, K)``."""
+        output: Tensor = self.head(self.drop(embedding))
+        return output
+
+    def set_image_size(self, size: int | tuple[int, int]) -> None:
+        """Let the backbone read another image size; its weights stay, resampled where they must.
+
+        Raises:
+            ValueError: If a patch grid does not divide the size.
+        """
+        new = check_size("size", size)
+        _refuse_unread_pixels(self.backbone, type(self.backbone).__name__, new)
+        if hasattr(self.backbone, "set_input_size"):
+            self.backbone.set_input_size(img_size=new)
+        self.image_size = new
+
+
+def freeze_except(
+    model: nn.Module, names: str | Collection[str] | None = None, *, last: int | None = None
+) -> list[str]:
+    """Make a model's named, or last, parameters trainable and freeze all others.
+
+    A layer that keeps running statistics (BatchNorm) stays in evaluation mode while its weights
+    are frozen, whatever ``model.train()`` says: otherwise its statistics would drift from those its
+    weights, and all layers behind it, were trained with. One without weights goes by its parent's.
+    Parameters keep their place in ``state_dict``; a later call decides anew for all of them.
+
+    Args:
+        model: Any Module.
+        names: Names of parameters or of Modules, or patterns of either: ``"head"``,
+            ``"backbone.blocks.1?"``, ``"*.bias"``. Each must match.
+        last: Number of parameter tensors to leave trainable, from the end of
+            ``model.named_parameters()``; a layer has one or two.
+
+    Returns:
+        The names of the trainable parameters, in the model's order.
+
+    Raises:
+        ValueError: If neither or both of ``names`` and ``last`` are given, a name matches nothing,
+            or there are fewer than ``last`` parameters.
+
+    Example:
+        >>> model = LowResClassifier("test_resnet", num_classes=3)
+        >>> freeze_except(model, last=2)
+        ['head.weight', 'head.bias']
+        >>> len(freeze_except(model, ["backbone.layer4", "head"]))
+        8
+    """
+    if (names is None) == (last is None):
+        raise ValueError(f"give `names` or `last`, one of them, got {names!r} and {last!r}")
+    every = [name for name, _ in model.named_parameters()]
+    if last is not None:
+        check_range("last", last, 1, len(every))
+        chosen = set(every[-last:])
+    else:
+        assert names is not None
+        chosen = _matching(every, [names] if isinstance(names, str) else names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+    for parent in model.modules():
+        for layer in [parent] if parent is model else parent.children():
+            _hold_statistics(layer, parent, training=model.training)
+    return [name for name in every if name in chosen]
+
+
+def _matching(every: Sequence[str], patterns: Collection[str]) -> set[str]:
+    if not patterns:
+        raise ValueError("`names` must hold at least one name, got none")
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {n for n in every if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
+        if not found:
+            modules = {name.rpartition(".")[0] for name in every}
+            near = difflib.get_close_matches(pattern, sorted({*every, *modules}), n=3)
+            hint = f" (near ones: {', '.join(near)})" if near else ""
+            raise ValueError(f"`names` has {pattern!r}, which matches no parameter{hint}")
+        chosen |= found
+    return chosen
+
+
+def _hold_statistics(layer: nn.Module, parent: nn.Module, *, training: bool) -> None:
+    """Keep a layer with running statistics in evaluation mode, or stop keeping it."""
+    if all(name != "running_mean" for name, _ in layer.named_buffers(recurse=False)):
+        return
+    weights = list(layer.parameters()) or list(parent.parameters())
+    if any(weight.requires_grad for weight in weights):
+        layer.__dict__.pop("train", None)
+        layer.train(training)
+    else:
+        layer.eval()
+        layer.train = partial(_keep_mode, layer)  # type: ignore[method-assign]
+
+
+def _keep_mode(layer: nn.Module, mode: bool = True) -> nn.Module:
+    return layer
 
 
 def _pretrained_config(backbone: str) -> dict[str, Any]:
