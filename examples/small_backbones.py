@@ -1,6 +1,6 @@
 """Two small backbones that timm has not got under a name: imported, they are names like any other.
 
-    import small_backbones  # then LowResClassifier("mobilenetv1_025", ...) and --backbone work
+    import small_backbones  # noqa: F401, and --backbone mobilenetv1_025 works
 
 `mobilenetv1_025` (0.2 M parameters, 128 px) and `squeezenet1_0` (0.7 M parameters, 224 px) train on
 two processor cores in seconds an epoch. They stand in for the sources' large backbones where this
