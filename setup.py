@@ -42,7 +42,8 @@ setup(
             "lowres_vision.ops._resize.libresize",
             sources=[f"{KERNEL}/native.c"],
             depends=[
-                f"{KERNEL}/native_{part}.h" for part in ("axis", "rows", "rows_x86", "threads")
+                f"{KERNEL}/native_{part}.h"
+                for part in ("axis", "bytes", "rows", "rows_x86", "threads")
             ],
             extra_compile_args=["/O2"] if WINDOWS else ["-O3", "-g0", "-fvisibility=hidden"],
             libraries=[] if WINDOWS else ["m", "pthread"],

@@ -22,6 +22,7 @@ class Resize(nn.Module):
         std: ``(C,)`` in [0, 1] units, > 0. None: 1.
         mode: "bilinear" or "bicubic".
         antialias: When shrinking, widen the filter by the scale.
+        rounding: "uint8" resizes uint8 images exactly as Pillow does. None: no rounding.
         dtype: Of the result. None: float32 for uint8 images, else the images'.
         channels_last: Return the result in ``torch.channels_last`` memory format.
 
@@ -39,16 +40,20 @@ class Resize(nn.Module):
         std: Sequence[float] | Tensor | None = None,
         mode: Literal["bilinear", "bicubic"] = "bilinear",
         antialias: bool = True,
+        rounding: Literal["uint8"] | None = None,
         dtype: torch.dtype | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.size = check_size("size", size)
         check_choice("mode", mode, ("bilinear", "bicubic"))
+        if rounding is not None:
+            check_choice("rounding", rounding, ("uint8",))
         self.mean = None if mean is None else tuple(float(value) for value in mean)
         self.std = None if std is None else tuple(float(value) for value in std)
         self.mode: Literal["bilinear", "bicubic"] = mode
         self.antialias = antialias
+        self.rounding: Literal["uint8"] | None = rounding
         self.dtype = dtype
         self.channels_last = channels_last
 
@@ -61,6 +66,7 @@ class Resize(nn.Module):
             std=self.std,
             mode=self.mode,
             antialias=self.antialias,
+            rounding=self.rounding,
             dtype=self.dtype,
             channels_last=self.channels_last,
         )
@@ -69,5 +75,6 @@ class Resize(nn.Module):
         """Return the arguments as ``repr`` shows them."""
         return (
             f"size={self.size}, mean={self.mean}, std={self.std}, mode={self.mode!r}, "
-            f"antialias={self.antialias}, dtype={self.dtype}, channels_last={self.channels_last}"
+            f"antialias={self.antialias}, rounding={self.rounding!r}, dtype={self.dtype}, "
+            f"channels_last={self.channels_last}"
         )

@@ -19,17 +19,24 @@ from lowres_vision.ops._resize import native
 
 library = ctypes.CDLL(sys.argv[1])
 native._library = lambda: library
-spec = importlib.util.spec_from_file_location("cases", sys.argv[2])
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("cases", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+cases, rounded = load(sys.argv[2]), load(sys.argv[3])
 torch.set_num_threads(2)
 for instructions in cases.instruction_sets():
-    for seed in range(int(sys.argv[3])):
+    for seed in range(int(sys.argv[4])):
         cases.check_forward(cases.random_case(seed), instructions)
         cases.check_backward(cases.random_case(seed), instructions)
 cases.test_ragged_list_equals_each_image_alone()
 for value in (float("nan"), float("inf"), -float("inf"), -1e30, 1e30, 0.0):
     cases.test_unchecked_boxes_stay_in_memory(value)
+rounded.test_bytes_are_pillows("native")
+rounded.test_instruction_sets_agree_on_fractional_boxes()
 print("clean")
 """
 
@@ -54,9 +61,9 @@ def test_random_cases_touch_no_foreign_memory(tmp_path):
         "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",
     }
-    cases = Path(__file__).with_name("test_resize_native.py")
+    cases = [Path(__file__).with_name(f"test_resize_{part}.py") for part in ("native", "rounded")]
     run = subprocess.run(
-        [sys.executable, "-c", RUN, library, cases, str(CASES)],
+        [sys.executable, "-c", RUN, library, *cases, str(CASES)],
         env=environment,
         capture_output=True,
         text=True,

@@ -8,12 +8,21 @@ from torch import Tensor
 
 from lowres_vision._checks import check_choice, check_size
 from lowres_vision.ops._resize import cuda, native
+from lowres_vision.ops._resize.checks import (
+    FLOATS,
+    check_boxes,
+    check_images,
+    check_mix,
+    check_out,
+    check_per_image,
+    check_rounding,
+)
 from lowres_vision.ops._resize.operator import resize_op, resize_out_op, resize_ragged_op
-from lowres_vision.ops._resize.reference import compose
+from lowres_vision.ops._resize.reference import compose, exporting
+from lowres_vision.ops._resize.rounded import resize_uint8
 
 _MODES = ("bilinear", "bicubic")
 _IMPLEMENTATIONS = ("auto", "reference", "native", "triton")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Mix(NamedTuple):
@@ -50,6 +59,7 @@ def resize(
     std: Sequence[float] | Tensor | None = None,
     mode: Literal["bilinear", "bicubic"] = "bilinear",
     antialias: bool = True,
+    rounding: Literal["uint8"] | None = None,
     dtype: torch.dtype | None = None,
     channels_last: bool = False,
     mix: Mix | None = None,
@@ -76,7 +86,11 @@ def resize(
         std: ``(C,)`` in [0, 1] units, > 0. None: 1.
         mode: "bilinear", or "bicubic" with a = -0.75, and -0.5 with ``antialias``.
         antialias: When shrinking, widen the filter by the scale, as Pillow does.
-        dtype: Of the result, a float dtype. None: float32 for uint8 images, else the images'.
+        rounding: "uint8" resizes uint8 images as Pillow does, for models trained through it:
+            columns, then rows, each rounded to whole numbers in 0..255, with ``antialias``. The
+            bytes are Pillow's, every one. None: no rounding, which is more exact.
+        dtype: Of the result, a float dtype; with ``rounding`` and nothing after it, also
+            ``torch.uint8``. None: float32 for uint8 images, else the images'.
         channels_last: Return the result in ``torch.channels_last`` memory format.
         mix: CutMix or MixUp with partners from this batch, in output pixels.
         out: ``(B, C, *size)``, overwritten and returned; its dtype is the result's and its memory
@@ -105,26 +119,42 @@ def resize(
     References:
         The grid, the filters and the antialiasing are those of torch's ``interpolate`` and of
         Pillow. Pillow's ``resize(box=...)`` reads beyond the box; here, as in crop-then-resize,
-        nothing does.
+        nothing does. From version 13 on Pillow may filter the rows first where that is cheaper;
+        ``rounding`` keeps the order of the versions before.
     """
     ragged = not isinstance(images, Tensor)
     items: Sequence[Tensor] = images if ragged else (images,)  # type: ignore[assignment]
-    _check_images(items, ragged=ragged)
+    check_images(items, ragged=ragged)
     height, width = check_size("size", size)
     check_choice("mode", mode, _MODES)
     check_choice("impl", impl, _IMPLEMENTATIONS)
+    if rounding is not None:
+        check_choice("rounding", rounding, ("uint8",))
     first = items[0]
     B = len(items) if ragged else first.shape[0]
     C = first.shape[0] if ragged else first.shape[1]
-    _check_per_image("flip", flip, (B,), (torch.bool,), first.device)
-    _check_boxes(boxes, B, items)
-    _check_mix(mix, B, first.device)
-    dtype = _result_dtype(dtype, out, first.dtype)
+    check_per_image("flip", flip, (B,), (torch.bool,), first.device)
+    check_boxes(boxes, B, items)
+    if mix is not None:
+        check_mix(*mix, B, first.device)
+    dtype = _result_dtype(dtype, out, first.dtype, rounded=rounding is not None)
     if out is not None:
-        _check_out(out, (B, C, height, width), channels_last, items)
+        check_out(out, (B, C, height, width), channels_last, items)
     gain, bias = _affine(first, C, mean, std)
     boxes = None if boxes is None else boxes.detach()
     mixing = mix if mix is not None else (None, None, None)
+    if rounding is not None:
+        plain = mean is None and std is None and mix is None
+        check_rounding(first.dtype, dtype, impl, antialias, plain=plain)
+        kernels = impl != "reference" and not exporting()
+        rounded = resize_uint8(
+            items, height, width, boxes, flip, mode, ragged=ragged, kernels=kernels
+        )
+        if dtype == torch.uint8:
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            return rounded.contiguous(memory_format=layout) if out is None else out.copy_(rounded)
+        # What is left, at the final size, is to normalise, to cast and to mix.
+        items, ragged, boxes, flip = (rounded,), False, None, None
     settings = (boxes, flip, gain, bias, mode, antialias)
     if not _kernel_serves(impl, items, dtype, (height, width), ragged=ragged):
         result = compose(items, height, width, settings, mixing, dtype, ragged=ragged)
@@ -186,11 +216,10 @@ def _kernel_serves(
                 f"{dtype}, kernel {'built' if native.available() else 'not built'}"
             )
         return True
-    # torch.func differentiates torch's own operators alone; an exported graph should hold what
-    # every runtime knows.
+    # torch.func differentiates torch's own operators alone.
     if differentiable and torch._C._are_functorch_transforms_active():
         return False
-    return serves and not torch.compiler.is_exporting() and torch._C._get_tracing_state() is None
+    return serves and not exporting()
 
 
 def _affine(
@@ -223,7 +252,7 @@ def _per_channel(
 
 
 def _result_dtype(
-    dtype: torch.dtype | None, out: Tensor | None, image_dtype: torch.dtype
+    dtype: torch.dtype | None, out: Tensor | None, image_dtype: torch.dtype, *, rounded: bool
 ) -> torch.dtype:
     if out is not None:
         if dtype is not None and dtype != out.dtype:
@@ -231,101 +260,7 @@ def _result_dtype(
         dtype = out.dtype
     if dtype is None:
         return torch.float32 if image_dtype == torch.uint8 else image_dtype
-    if dtype not in _FLOATS:
-        raise TypeError(f"`dtype` must be a float dtype, got {dtype}")
+    if dtype not in FLOATS and not (rounded and dtype == torch.uint8):
+        rule = "a float dtype or torch.uint8" if rounded else "a float dtype"
+        raise TypeError(f"`dtype` must be {rule}, got {dtype}")
     return dtype
-
-
-def _check_images(items: Sequence[Tensor], *, ragged: bool) -> None:
-    if not items:
-        raise ValueError("`images` must hold at least one image, got an empty list")
-    first = items[0]
-    for item in items:
-        if not isinstance(item, Tensor):
-            raise TypeError(f"`images` must be a tensor or a list of tensors, got {type(item)}")
-        if item.dtype != torch.uint8 and item.dtype not in _FLOATS:
-            raise TypeError(f"`images` must be uint8 or float, got {item.dtype}")
-        if item.ndim != (3 if ragged else 4):
-            rule = "a list of (C, H, W)" if ragged else "(B, C, H, W)"
-            raise ValueError(f"`images` must be {rule}, got shape {tuple(item.shape)}")
-        if 0 in item.shape[-3:]:
-            raise ValueError(f"`images` must have C, H, W > 0, got shape {tuple(item.shape)}")
-        if ragged and (item.dtype, item.device, item.shape[0]) != (
-            first.dtype,
-            first.device,
-            first.shape[0],
-        ):
-            raise ValueError(
-                "`images` must share dtype, device and channels, got "
-                f"{first.dtype} {first.device} C={first.shape[0]} and "
-                f"{item.dtype} {item.device} C={item.shape[0]}"
-            )
-
-
-def _check_per_image(
-    name: str,
-    value: Tensor | None,
-    shape: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
-    device: torch.device,
-) -> None:
-    if value is None:
-        return
-    if value.dtype not in dtypes:
-        raise TypeError(f"`{name}` must be {' or '.join(map(str, dtypes))}, got {value.dtype}")
-    if value.shape != shape:
-        raise ValueError(f"`{name}` must have shape {shape}, got {tuple(value.shape)}")
-    if value.device != device:
-        raise ValueError(f"`{name}` must be on the images' device, {device}, got {value.device}")
-
-
-def _check_boxes(boxes: Tensor | None, B: int, items: Sequence[Tensor]) -> None:
-    _check_per_image("boxes", boxes, (B, 4), _FLOATS, items[0].device)
-    if boxes is None or not _readable(boxes):
-        return
-    corners = boxes.detach().double()
-    starts, extents = corners[:, :2], corners[:, 2:]  # (B, 2) each
-    limits = torch.tensor([item.shape[-2:] for item in items], dtype=torch.float64)  # (B or 1, 2)
-    # A box computed in its own precision may overshoot the edge by a rounding error.
-    slack = 4 * torch.finfo(boxes.dtype).eps * limits
-    inside = (starts >= 0) & (extents > 0) & (starts + extents <= limits + slack)
-    if not bool(inside.all()):
-        bad = int((~inside.all(dim=-1)).nonzero()[0])
-        H, W = items[bad if len(items) > 1 else 0].shape[-2:]
-        raise ValueError(
-            "`boxes` must be (top, left, height, width) inside the image with sides > 0, got "
-            f"{boxes[bad].tolist()} for image {bad} of {H} x {W} pixels"
-        )
-
-
-def _check_mix(mix: Mix | None, B: int, device: torch.device) -> None:
-    if mix is None:
-        return
-    _check_per_image("mix.partner", mix.partner, (B,), (torch.int64,), device)
-    _check_per_image("mix.lam", mix.lam, (B,), _FLOATS, device)
-    _check_per_image("mix.box", mix.box, (B, 4), (torch.int64,), device)
-    if B and _readable(mix.partner):
-        low, high = (int(value) for value in mix.partner.aminmax())
-        if low < 0 or high >= B:
-            raise ValueError(f"`mix.partner` must be in 0..{B - 1}, got {low if low < 0 else high}")
-
-
-def _check_out(
-    out: Tensor, shape: tuple[int, ...], channels_last: bool, items: Sequence[Tensor]
-) -> None:
-    if out.shape != shape or out.device != items[0].device:
-        raise ValueError(
-            f"`out` must have shape {shape} on {items[0].device}, "
-            f"got {tuple(out.shape)} on {out.device}"
-        )
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    if not out.is_contiguous(memory_format=layout):
-        raise ValueError(f"`out` must be contiguous in {layout}, got strides {out.stride()}")
-    tracked = out.requires_grad or any(item.requires_grad for item in items)
-    if tracked and torch.is_grad_enabled():
-        raise ValueError("`out` cannot be used where `images` or `out` requires gradients")
-
-
-def _readable(value: Tensor) -> bool:
-    """Whether values may be looked at: not in a traced graph, nor at the price of a GPU sync."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()

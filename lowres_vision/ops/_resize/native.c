@@ -19,7 +19,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-#define LRV_VERSION 1 /* of Job's layout; native.py asks for the same */
+#define LRV_VERSION 2 /* of Job's layout; native.py asks for the same */
+#define LEAST_SHARED 32768 /* elements worth waking threads for, as in torch */
 #define SLACK 64      /* floats that may be read behind a row: four vectors of sixteen */
 
 enum { OK, NO_MEMORY, BAD_PARTNER };
@@ -43,6 +44,7 @@ typedef struct {
     const int64_t *partner; /* (batch,) or NULL */
     const float *lam;       /* (batch,) */
     const int64_t *paste;   /* (batch, 4) top, left, height, width of the result, or NULL */
+    Team team;              /* GOMP_parallel, or NULL for threads of our own */
     int32_t image_type, result_type;
     int32_t bicubic, antialias, backward, channels_last;
     int32_t stream; /* write past the caches */
@@ -92,28 +94,33 @@ static size_t ring_row_floats(const Grid *grid) {
     return (size_t)(grid->columns_first ? grid->columns.stride : whole_lanes(grid->columns.inputs));
 }
 
-static int grid_set(Grid *grid, const Job *job, int64_t index) {
+static void axis_keys(AxisKey *rows, AxisKey *columns, const Job *job, int64_t index) {
     const Image *image = job->images ? &job->images[index] : &job->image;
     int height = (int)(job->backward ? job->height : image->height);
     int width = (int)(job->backward ? job->width : image->width);
-    AxisKey rows = {.start = 0,
-                    .extent = height,
-                    .length = height,
-                    .size = (int)(job->backward ? image->height : job->height),
-                    .bicubic = job->bicubic,
-                    .antialias = job->antialias,
-                    .transposed = job->backward};
-    AxisKey columns = rows;
-    columns.extent = columns.length = width;
-    columns.size = (int)(job->backward ? image->width : job->width);
-    columns.flip = job->flip && job->flip[index];
+    *rows = (AxisKey){.start = 0,
+                      .extent = height,
+                      .length = height,
+                      .size = (int)(job->backward ? image->height : job->height),
+                      .bicubic = job->bicubic,
+                      .antialias = job->antialias,
+                      .transposed = job->backward};
+    *columns = *rows;
+    columns->extent = columns->length = width;
+    columns->size = (int)(job->backward ? image->width : job->width);
+    columns->flip = job->flip && job->flip[index];
     if (job->boxes) {
         const double *box = job->boxes + 4 * index;
-        rows.start = box[0];
-        columns.start = box[1];
-        rows.extent = box[2];
-        columns.extent = box[3];
+        rows->start = box[0];
+        columns->start = box[1];
+        rows->extent = box[2];
+        columns->extent = box[3];
     }
+}
+
+static int grid_set(Grid *grid, const Job *job, int64_t index) {
+    AxisKey rows, columns;
+    axis_keys(&rows, &columns, job, index);
     if (axis_set(&grid->rows, &rows) || axis_set(&grid->columns, &columns)) return -1;
     grid->columns_first = grid->rows.inputs <= grid->rows.outputs;
     return 0;
@@ -196,21 +203,21 @@ static void plane_reach(Plane *plane, const Grid *grid, Worker *worker, const Ro
 }
 
 /* Sum the listed rows from column `begin` on, and empty the list. */
-static void combine_listed(Worker *worker, const RowKernels *kernels, float *out, int begin,
-                           int width, int stream) {
+static void combine_listed(Worker *worker, const RowKernels *kernels, void *out, int begin,
+                           int width, int type, int stream) {
     for (int k = 0; begin && k < worker->listed; k++) worker->sources[k] += begin;
-    kernels->combine(out, worker->sources, worker->weights, worker->listed, width, stream);
+    kernels->combine(out, worker->sources, worker->weights, worker->listed, width, type, stream);
     worker->listed = 0;
 }
 
 /* Columns [begin, end) of row y of a plane; all of them unless columns come first. */
 static void plane_row(Plane *plane, const Grid *grid, Worker *worker, const RowKernels *kernels,
-                      int type, int y, int begin, int end, float *out, int stream) {
+                      int type, int y, int begin, int end, float *out) {
     plane_reach(plane, grid, worker, kernels, type, y, 1);
     if (grid->columns_first) {
-        combine_listed(worker, kernels, out, begin, end - begin, stream);
+        combine_listed(worker, kernels, out, begin, end - begin, FLOAT32, 0);
     } else {
-        combine_listed(worker, kernels, plane->line, 0, grid->columns.inputs, 0);
+        combine_listed(worker, kernels, plane->line, 0, grid->columns.inputs, FLOAT32, 0);
         kernels->horizontal(out, plane->line, &grid->columns);
     }
 }
@@ -240,10 +247,10 @@ static int write_image(Worker *worker, const Job *job, int64_t index, int64_t fr
     char *target = (char *)job->result +
                    (size_t)((index * job->channels + from) * job->height) * row_bytes;
     int stream = job->stream && size % 64 == 0 && (uintptr_t)target % 64 == 0;
-    /* Rows of columns that are filtered already can be summed where they will stay, and those
-     * of both images of a blend at once. */
-    int summed = grid->columns_first && (!blended || other_grid->columns_first);
-    int in_place = summed && job->result_type == FLOAT32 && !job->channels_last && !job->backward;
+    /* Rows of columns that are filtered already, and those of both images of a blend, can be
+     * summed and cast at once, where they will stay. */
+    int direct = !job->backward && grid->columns_first &&
+                 (!blended || other_grid->columns_first);
     /* Going backward, the box is a part of the result and the rest of it is zero. */
     int top = job->backward ? grid->rows.offset : 0;
     int left = job->backward ? grid->columns.offset : 0;
@@ -253,34 +260,32 @@ static int write_image(Worker *worker, const Job *job, int64_t index, int64_t fr
         int begin, end, paste = pasted(box, width, y, &begin, &end);
         for (int64_t c = 0; c < to - from; c++) {
             Plane *plane = &worker->planes[0][c], *other = &worker->planes[1][c];
-            int here = in_place && !paste;
-            float *row = here ? (float *)target : worker->row;
+            float *row = worker->row;
+            void *home = job->channels_last ? worker->packed + row_bytes * (size_t)c : target;
+            int past_caches = stream && !job->channels_last;
+            if (direct && !paste) {
+                plane_reach(plane, grid, worker, kernels, type, y, lam);
+                if (blended) plane_reach(other, other_grid, worker, kernels, type, y, 1 - lam);
+                combine_listed(worker, kernels, home, 0, width, job->result_type, past_caches);
+                continue;
+            }
             if (y < top || y >= top + grid->rows.outputs) {
                 memset(row, 0, sizeof(float) * (size_t)width);
-            } else if (blended && summed) {
-                plane_reach(plane, grid, worker, kernels, type, y, lam);
-                plane_reach(other, other_grid, worker, kernels, type, y, 1 - lam);
-                combine_listed(worker, kernels, row, 0, width, here && stream);
             } else {
                 plane_row(plane, grid, worker, kernels, type, y - top, 0, grid->columns.outputs,
-                          row + left, here && stream);
+                          row + left);
             }
-            if (blended && !summed) {
-                plane_row(other, other_grid, worker, kernels, type, y, 0, width, worker->other, 0);
+            if (blended) {
+                plane_row(other, other_grid, worker, kernels, type, y, 0, width, worker->other);
                 kernels->blend(row, worker->other, lam, width);
             }
             if (paste && other_grid->columns_first) {
-                plane_row(other, other_grid, worker, kernels, type, y, begin, end, row + begin, 0);
+                plane_row(other, other_grid, worker, kernels, type, y, begin, end, row + begin);
             } else if (paste) {
-                plane_row(other, other_grid, worker, kernels, type, y, 0, width, worker->other, 0);
+                plane_row(other, other_grid, worker, kernels, type, y, 0, width, worker->other);
                 memcpy(row + begin, worker->other + begin, sizeof(float) * (size_t)(end - begin));
             }
-            if (job->channels_last) {
-                kernels->store(worker->packed + row_bytes * (size_t)c, row, job->result_type,
-                               width, 0);
-            } else if (!here) {
-                kernels->store(target, row, job->result_type, width, stream);
-            }
+            kernels->store(home, row, job->result_type, width, past_caches);
         }
         if (job->channels_last) {
             kernels->interleave(target, worker->packed, row_bytes, bytes, (int)(to - from), width,
@@ -288,6 +293,62 @@ static int write_image(Worker *worker, const Job *job, int64_t index, int64_t fr
         }
     }
     return 0;
+}
+
+typedef struct {
+    ByteAxis rows, columns;
+    uint8_t *between; /* the plane between the passes */
+    size_t room;
+} ByteWorker;
+
+static int write_bytes(ByteWorker *worker, const Job *job, int64_t index, int64_t channel) {
+    const RowKernels *kernels = rows_kernels(job->instructions);
+    const ByteAxis *rows = &worker->rows, *columns = &worker->columns;
+    const Image *image = &job->image;
+    size_t width = (size_t)job->width, bytes = width * (size_t)rows->inputs;
+    if (bytes > worker->room) {
+        free(worker->between);
+        worker->between = malloc(bytes);
+        worker->room = worker->between ? bytes : 0;
+        if (!worker->between) return -1;
+    }
+    const uint8_t *source = (const uint8_t *)image->data + index * job->next_image +
+                            channel * image->channel + rows->offset * image->row +
+                            columns->offset * image->column;
+    for (int y = 0; y < rows->inputs; y++) {
+        kernels->filter_bytes(worker->between + width * (size_t)y, source + y * image->row,
+                              image->column, columns);
+    }
+    uint8_t *target =
+        (uint8_t *)job->result + (size_t)((index * job->channels + channel) * job->height) * width;
+    for (int y = 0; y < rows->outputs; y++, target += width) {
+        kernels->sum_bytes(target, worker->between + width * (size_t)rows->first[y],
+                           rows->weight + (size_t)y * (size_t)rows->taps, rows->count[y],
+                           (int)width);
+    }
+    return 0;
+}
+
+static void work_on_bytes(void *context) {
+    Task *task = context;
+    const Job *job = task->job;
+    ByteWorker worker = {0};
+    int failed = 0;
+    while (!failed) {
+        int64_t unit = ATOMIC_ADD(&task->next, task->chunk);
+        if (unit >= task->total) break;
+        int64_t end = unit + task->chunk < task->total ? unit + task->chunk : task->total;
+        AxisKey rows, columns;
+        axis_keys(&rows, &columns, job, unit / job->channels); /* a chunk is of one image */
+        failed = byte_axis_set(&worker.rows, &rows) || byte_axis_set(&worker.columns, &columns);
+        for (; unit < end && !failed; unit++) {
+            failed = write_bytes(&worker, job, unit / job->channels, unit % job->channels);
+        }
+    }
+    free(worker.rows.first);
+    free(worker.columns.first);
+    free(worker.between);
+    if (failed) ATOMIC_SET(&task->failed, 1);
 }
 
 static int worker_begin(Worker *worker, const Job *job) {
@@ -356,7 +417,9 @@ EXPORT int lrv_resize(const Job *job) {
         /* A thread that keeps an image's channels makes its tables once. */
         if (job->batch >= 4 * job->threads) task.chunk = job->channels;
     }
-    int threads = task.total < job->threads ? (int)task.total : job->threads;
-    threads_run(work_on, &task, threads);
+    /* All of torch's threads or none: a team of another size would have to be made anew. */
+    int worth = task.total > 1 && task.total * job->height * job->width >= LEAST_SHARED;
+    Work work = job->result_type == UINT8 ? work_on_bytes : work_on;
+    threads_run(job->team, work, &task, worth ? job->threads : 1);
     return task.failed ? NO_MEMORY : OK;
 }

@@ -8,15 +8,17 @@ interpreter's lock for the time of a call.
 import ctypes
 import functools
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-_VERSION = 1  # LRV_VERSION in native.c
+_VERSION = 2  # LRV_VERSION in native.c
 _INSTRUCTIONS = ("portable", "avx2", "avx512")
 _TYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+_PROCESS = os.getpid()
 _LONGEST = 1 << 24  # pixels of a side; keeps every index of the kernel far from its limits
 # Results larger than about half of a last-level cache are written past it. Below, a consumer
 # that reads them at once is better served by ordinary stores (0.26 against 0.44 ms, B=8).
@@ -51,6 +53,7 @@ class _Job(ctypes.Structure):
         ("partner", ctypes.c_void_p),
         ("lam", ctypes.c_void_p),
         ("paste", ctypes.c_void_p),
+        ("team", ctypes.c_void_p),
         ("image_type", ctypes.c_int32),
         ("result_type", ctypes.c_int32),
         ("bicubic", ctypes.c_int32),
@@ -130,6 +133,7 @@ def run(
         out.data_ptr(),
         *out.shape,
         *(None if tensor is None else tensor.data_ptr() for tensor in keep),
+        _team(),
         _TYPES[images[0].dtype],
         _TYPES[out.dtype],
         mode == "bicubic",
@@ -168,6 +172,20 @@ def _library() -> ctypes.CDLL:
     if library.lrv_version() != _VERSION:
         raise OSError(f"{path.name} belongs to another version of lowres_vision; build it again")
     return library
+
+
+def _team() -> int | None:
+    """Return the address of GOMP_parallel, of the OpenMP that torch runs on, where it serves."""
+    # Its threads do not survive a fork, and it would wait for them forever.
+    return _openmp() if os.getpid() == _PROCESS else None
+
+
+@functools.cache
+def _openmp() -> int | None:
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError, TypeError):  # another OpenMP; Windows has no CDLL(None)
+        return None
 
 
 def _image(image: Tensor) -> _Image:

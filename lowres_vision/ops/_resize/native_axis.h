@@ -15,6 +15,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__GNUC__)
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE static inline
+#endif
+
 #define LRV_LANES 16 /* tables and rows are padded to whole vectors of the widest kind */
 
 /* Memory on a cache line: a vector that straddles two costs twice (64 images 64 -> 224 in
@@ -144,15 +150,57 @@ static int clamp_int(int value, int low, int high) {
     return value < low ? low : value > high ? high : value;
 }
 
-static int axis_forward(Axis *axis, const AxisKey *key) {
-    /* Values are checked at the public door. Here they are only kept from leading out of memory;
-     * fmin and fmax also turn NaN into a bound. */
+/* What a box reads: pixels [low, high]. */
+typedef struct {
+    double start, extent;
+    int low, high;
+} Span;
+
+/* Values are checked at the public door. Here they are only kept from leading out of memory; fmin
+ * and fmax also turn NaN into a bound. */
+static Span axis_span(const AxisKey *key) {
     double length = key->length;
-    double start = fmin(fmax(key->start, 0), length);
-    double extent = fmin(fmax(key->extent, 0), 2 * length);
-    int low = clamp_int(floor_int(start), 0, key->length - 1);
-    int high = clamp_int(ceil_int(start + extent), low + 1, key->length) - 1;
-    double scale = extent / key->size;
+    Span box = {.start = fmin(fmax(key->start, 0), length),
+                .extent = fmin(fmax(key->extent, 0), 2 * length)};
+    box.low = clamp_int(floor_int(box.start), 0, key->length - 1);
+    box.high = clamp_int(ceil_int(box.start + box.extent), box.low + 1, key->length) - 1;
+    return box;
+}
+
+/* Pixels [from, to] of the box whose centres lie within `support` of an output's. */
+typedef struct {
+    int from, to;
+} Window;
+
+static Window axis_window(double centre, double support, int taps, const Span *box) {
+    int from = clamp_int(floor_int(centre - support - 0.5) + 1, box->low, box->high);
+    int to = clamp_int(ceil_int(centre + support - 0.5) - 1, from, box->high);
+    if (to - from >= taps) to = from + taps - 1; /* by rounding; its weight is 0 */
+    return (Window){from, to};
+}
+
+/* Two taps per output, which antialiasing leaves as they are when enlarging. Drawn boxes ask for
+ * new tables with every image: this took a sixth of the time of 64 crops 64 -> 224, and takes a
+ * fourth of that. */
+static void axis_interpolate(Axis *axis, int low, int high, double start, double scale, int flip) {
+    float *near = axis->weight, *far = axis->weight + axis->stride;
+    for (int i = 0; i < axis->outputs; i++) {
+        double centre = start + (i + 0.5) * scale - 0.5;
+        int out = flip ? axis->outputs - 1 - i : i;
+        int from = floor_int(centre);
+        /* Beyond the outer centres, the outer pixel alone; a single pixel has no second. */
+        double share = from < low || from >= high ? 0 : centre - from;
+        near[out] = (float)(1 - share);
+        if (axis->taps > 1) far[out] = (float)share;
+        axis->first[out] = clamp_int(from, low, high) - low;
+    }
+}
+
+static int axis_forward(Axis *axis, const AxisKey *key) {
+    Span box = axis_span(key);
+    double start = box.start;
+    int low = box.low, high = box.high;
+    double scale = box.extent / key->size;
     double widen = key->antialias && scale > 1 ? scale : 1;
     double support = (key->bicubic ? 2 : 1) * widen;
     int nearest = key->bicubic ? 4 : 2;
@@ -163,25 +211,27 @@ static int axis_forward(Axis *axis, const AxisKey *key) {
 
     axis->offset = low;
     if (axis_reserve(axis, high - low + 1, key->size, taps)) return -1;
+    if (!key->bicubic && (!key->antialias || scale <= 1)) {
+        axis_interpolate(axis, low, high, start, scale, key->flip);
+        return 0;
+    }
     double inverse = 1 / widen;
     for (int i = 0; i < key->size; i++) {
         double centre = start + (i + 0.5) * scale;
         int out = key->flip ? key->size - 1 - i : i;
         float *weight = axis->weight + out;
         if (key->antialias) {
-            int from = clamp_int(floor_int(centre - support - 0.5) + 1, low, high);
-            int to = clamp_int(ceil_int(centre + support - 0.5) - 1, from, high);
-            if (to - from >= taps) to = from + taps - 1; /* by rounding; its weight is 0 */
+            Window window = axis_window(centre, support, taps, &box);
             double sum = 0;
-            for (int j = from; j <= to; j++) {
+            for (int j = window.from; j <= window.to; j++) {
                 sum += filter((j + 0.5 - centre) * inverse, key->bicubic, a);
             }
             double share = 1 / sum;
-            for (int j = from; j <= to; j++, weight += axis->stride) {
+            for (int j = window.from; j <= window.to; j++, weight += axis->stride) {
                 *weight =
                     (float)(filter((j + 0.5 - centre) * inverse, key->bicubic, a) * share);
             }
-            axis->first[out] = from - low;
+            axis->first[out] = window.from - low;
         } else {
             int from = floor_int(centre - 0.5) - nearest / 2 + 1;
             int base = clamp_int(from, low, high);

@@ -12,12 +12,7 @@
 #include <string.h>
 
 #include "native_axis.h"
-
-#if defined(__GNUC__)
-#define ALWAYS_INLINE static inline __attribute__((always_inline))
-#else
-#define ALWAYS_INLINE static inline
-#endif
+#include "native_bytes.h"
 
 enum { PORTABLE, AVX2, AVX512 };
 enum { UINT8, FLOAT16, BFLOAT16, FLOAT32 };
@@ -32,9 +27,9 @@ typedef struct {
                  float bias);
     /* row[i] = sum_k weight[k][i] * source[first[i] + k] */
     void (*horizontal)(float *row, const float *source, const Axis *axis);
-    /* row = sum of count weighted rows */
-    void (*combine)(float *row, const float *const *rows, const float *weights, int count,
-                    int width, int stream);
+    /* target = sum of count weighted rows, in the result's type */
+    void (*combine)(void *target, const float *const *rows, const float *weights, int count,
+                    int width, int type, int stream);
     /* row = a * row + (1 - a) * other */
     void (*blend)(float *row, const float *other, float a, int width);
     /* row of floats to the result's type */
@@ -42,6 +37,12 @@ typedef struct {
     /* one row per channel, `pitch` bytes apart, to pixels of elements of 2 or 4 bytes */
     void (*interleave)(void *target, const void *rows, size_t pitch, int bytes, int channels,
                        int width, int stream);
+    /* a row of bytes, its pixels `step` apart, to one of another length */
+    void (*filter_bytes)(uint8_t *target, const uint8_t *source, ptrdiff_t step,
+                         const ByteAxis *axis);
+    /* target = sum of count weighted rows of `width` bytes */
+    void (*sum_bytes)(uint8_t *target, const uint8_t *rows, const int32_t *weights, int count,
+                      int width);
 } RowKernels;
 
 ALWAYS_INLINE float float_from_bits(uint32_t bits) {
@@ -131,27 +132,6 @@ ALWAYS_INLINE void horizontal_body(float *restrict row, const float *restrict so
     }
 }
 
-/* Up to four rows at a time, which is all of them when enlarging. */
-ALWAYS_INLINE void combine_body(float *restrict row, const float *const *rows,
-                                const float *weights, int count, int width) {
-    if (count == 0) memset(row, 0, sizeof(float) * (size_t)width);
-    for (int k = 0; k < count; k += 4) {
-        const float *a = rows[k], *b = k + 1 < count ? rows[k + 1] : a;
-        const float *c = k + 2 < count ? rows[k + 2] : a, *d = k + 3 < count ? rows[k + 3] : a;
-        float u = weights[k], v = k + 1 < count ? weights[k + 1] : 0;
-        float w = k + 2 < count ? weights[k + 2] : 0, z = k + 3 < count ? weights[k + 3] : 0;
-        if (k) {
-            for (int i = 0; i < width; i++) row[i] += u * a[i] + v * b[i] + w * c[i] + z * d[i];
-        } else if (count == 1) {
-            for (int i = 0; i < width; i++) row[i] = u * a[i];
-        } else if (count == 2) {
-            for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i];
-        } else {
-            for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i] + w * c[i] + z * d[i];
-        }
-    }
-}
-
 ALWAYS_INLINE void blend_body(float *restrict row, const float *restrict other, float a,
                               int width) {
     float b = 1 - a;
@@ -170,6 +150,42 @@ ALWAYS_INLINE void store_body(void *target, const float *restrict row, int type,
     case BFLOAT16:
         for (int i = 0; i < width; i++) words[i] = bfloat_from_float(row[i]);
         return;
+    }
+}
+
+/* Columns [begin, begin + width) of up to four rows at a time, which is all of them when enlarging. */
+ALWAYS_INLINE void combine_floats(float *restrict row, const float *const *rows,
+                                  const float *weights, int count, int begin, int width) {
+    if (count == 0) memset(row, 0, sizeof(float) * (size_t)width);
+    for (int k = 0; k < count; k += 4) {
+        const float *a = rows[k] + begin, *b = k + 1 < count ? rows[k + 1] + begin : a;
+        const float *c = k + 2 < count ? rows[k + 2] + begin : a;
+        const float *d = k + 3 < count ? rows[k + 3] + begin : a;
+        float u = weights[k], v = k + 1 < count ? weights[k + 1] : 0;
+        float w = k + 2 < count ? weights[k + 2] : 0, z = k + 3 < count ? weights[k + 3] : 0;
+        if (k) {
+            for (int i = 0; i < width; i++) row[i] += u * a[i] + v * b[i] + w * c[i] + z * d[i];
+        } else if (count == 1) {
+            for (int i = 0; i < width; i++) row[i] = u * a[i];
+        } else if (count == 2) {
+            for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i];
+        } else {
+            for (int i = 0; i < width; i++) row[i] = u * a[i] + v * b[i] + w * c[i] + z * d[i];
+        }
+    }
+}
+
+ALWAYS_INLINE void combine_body(void *target, const float *const *rows, const float *weights,
+                                int count, int width, int type) {
+    if (type == FLOAT32) {
+        combine_floats(target, rows, weights, count, 0, width);
+        return;
+    }
+    for (int i = 0; i < width; i += 64) {
+        float part[64];
+        int lanes = width - i < 64 ? width - i : 64;
+        combine_floats(part, rows, weights, count, i, lanes);
+        store_body((uint16_t *)target + i, part, type, lanes);
     }
 }
 
@@ -210,10 +226,10 @@ static void horizontal_portable(float *row, const float *source, const Axis *axi
     else horizontal_body(row, source, axis, axis->taps);
 }
 
-static void combine_portable(float *row, const float *const *rows, const float *weights, int count,
-                             int width, int stream) {
+static void combine_portable(void *target, const float *const *rows, const float *weights,
+                             int count, int width, int type, int stream) {
     (void)stream;
-    combine_body(row, rows, weights, count, width);
+    combine_body(target, rows, weights, count, width, type);
 }
 
 static void store_portable(void *target, const float *row, int type, int width, int stream) {
@@ -227,8 +243,20 @@ static void interleave_portable(void *target, const void *rows, size_t pitch, in
     interleave_body(target, rows, pitch, bytes, channels, width);
 }
 
-static const RowKernels ROWS_PORTABLE = {load_portable,  horizontal_portable, combine_portable,
-                                         blend_portable, store_portable,      interleave_portable};
+static void filter_bytes_portable(uint8_t *target, const uint8_t *source, ptrdiff_t step,
+                                  const ByteAxis *axis) {
+    filter_bytes_body(target, source, step, axis);
+}
+
+static void sum_bytes_portable(uint8_t *target, const uint8_t *rows, const int32_t *weights,
+                               int count, int width) {
+    sum_bytes_body(target, rows, weights, count, width);
+}
+
+static const RowKernels ROWS_PORTABLE = {
+    load_portable,  horizontal_portable, combine_portable,      blend_portable,
+    store_portable, interleave_portable, filter_bytes_portable, sum_bytes_portable,
+};
 
 #if defined(__GNUC__) && defined(__x86_64__)
 

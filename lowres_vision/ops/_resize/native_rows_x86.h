@@ -160,89 +160,9 @@ AVX512_TARGET ALWAYS_INLINE void horizontal_avx512_taps(float *row, const float 
 DEFINE_HORIZONTAL(avx2, AVX2_TARGET)
 DEFINE_HORIZONTAL(avx512, AVX512_TARGET)
 
-/* Combine: four vectors at a time, so that a weight serves four sums. */
+/* Stores of 32 (AVX2: 16) floats in the result's type; the target of a stream is aligned. */
 
-AVX2_TARGET ALWAYS_INLINE void combine_avx2_count(float *row, const float *const *rows,
-                                                  const float *weights, int count, int width,
-                                                  int stream) {
-    int i = 0;
-    for (; i + 32 <= width; i += 32) {
-        __m256 sums[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(),
-                          _mm256_setzero_ps(), _mm256_setzero_ps()};
-        for (int k = 0; k < count; k++) {
-            __m256 weight = _mm256_set1_ps(weights[k]);
-            for (int j = 0; j < 4; j++) {
-                sums[j] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(rows[k] + i + 8 * j), sums[j]);
-            }
-        }
-        for (int j = 0; j < 4; j++) {
-            if (stream) _mm256_stream_ps(row + i + 8 * j, sums[j]);
-            else _mm256_storeu_ps(row + i + 8 * j, sums[j]);
-        }
-    }
-    for (; i + 8 <= width; i += 8) {
-        __m256 sum = _mm256_setzero_ps();
-        for (int k = 0; k < count; k++) {
-            sum = _mm256_fmadd_ps(_mm256_set1_ps(weights[k]), _mm256_loadu_ps(rows[k] + i), sum);
-        }
-        if (stream) _mm256_stream_ps(row + i, sum);
-        else _mm256_storeu_ps(row + i, sum);
-    }
-    for (; i < width; i++) {
-        float sum = 0;
-        for (int k = 0; k < count; k++) sum += weights[k] * rows[k][i];
-        row[i] = sum;
-    }
-}
-
-AVX512_TARGET ALWAYS_INLINE void combine_avx512_count(float *row, const float *const *rows,
-                                                      const float *weights, int count, int width,
-                                                      int stream) {
-    int i = 0;
-    for (; i + 64 <= width; i += 64) {
-        __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(),
-                          _mm512_setzero_ps(), _mm512_setzero_ps()};
-        for (int k = 0; k < count; k++) {
-            __m512 weight = _mm512_set1_ps(weights[k]);
-            for (int j = 0; j < 4; j++) {
-                sums[j] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(rows[k] + i + 16 * j), sums[j]);
-            }
-        }
-        for (int j = 0; j < 4; j++) {
-            if (stream) _mm512_stream_ps(row + i + 16 * j, sums[j]);
-            else _mm512_storeu_ps(row + i + 16 * j, sums[j]);
-        }
-    }
-    for (; i + 16 <= width; i += 16) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int k = 0; k < count; k++) {
-            sum = _mm512_fmadd_ps(_mm512_set1_ps(weights[k]), _mm512_loadu_ps(rows[k] + i), sum);
-        }
-        if (stream) _mm512_stream_ps(row + i, sum);
-        else _mm512_storeu_ps(row + i, sum);
-    }
-    for (; i < width; i++) {
-        float sum = 0;
-        for (int k = 0; k < count; k++) sum += weights[k] * rows[k][i];
-        row[i] = sum;
-    }
-}
-
-#define DEFINE_COMBINE(set, attribute)                                                          \
-    attribute static void combine_##set(float *row, const float *const *rows,                   \
-                                        const float *weights, int count, int width,             \
-                                        int stream) {                                           \
-        if (count == 2 && stream) combine_##set##_count(row, rows, weights, 2, width, 1);       \
-        else if (count == 2) combine_##set##_count(row, rows, weights, 2, width, 0);            \
-        else if (count == 4 && stream) combine_##set##_count(row, rows, weights, 4, width, 1);  \
-        else combine_##set##_count(row, rows, weights, count, width, stream);                   \
-    }
-
-DEFINE_COMBINE(avx2, AVX2_TARGET)
-DEFINE_COMBINE(avx512, AVX512_TARGET)
-
-AVX2_TARGET ALWAYS_INLINE __m256i bfloat_bits_avx2(const float *row) {
-    __m256 value = _mm256_loadu_ps(row);
+AVX2_TARGET ALWAYS_INLINE __m256i bfloat_bits_avx2(__m256 value) {
     __m256i bits = _mm256_castps_si256(value);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
@@ -251,30 +171,24 @@ AVX2_TARGET ALWAYS_INLINE __m256i bfloat_bits_avx2(const float *row) {
     return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
 }
 
-AVX2_TARGET static void store_avx2(void *target, const float *row, int type, int width,
-                                   int stream) {
-    int i = 0;
+AVX2_TARGET ALWAYS_INLINE void put_avx2(void *target, int at, __m256 low, __m256 high, int type,
+                                        int stream) {
     if (type == FLOAT32) {
-        for (; stream && i < width; i += 8) {
-            _mm256_stream_ps((float *)target + i, _mm256_loadu_ps(row + i));
-        }
-    } else {
-        for (; i + 16 <= width; i += 16) {
-            __m256i words;
-            if (type == FLOAT16) {
-                words = _mm256_set_m128i(_mm256_cvtps_ph(_mm256_loadu_ps(row + i + 8), 0),
-                                         _mm256_cvtps_ph(_mm256_loadu_ps(row + i), 0));
-            } else {
-                words = _mm256_packus_epi32(bfloat_bits_avx2(row + i),
-                                            bfloat_bits_avx2(row + i + 8));
-                words = _mm256_permute4x64_epi64(words, 0xd8);
-            }
-            __m256i *to = (__m256i *)((uint16_t *)target + i);
-            if (stream) _mm256_stream_si256(to, words);
-            else _mm256_storeu_si256(to, words);
-        }
+        float *to = (float *)target + at;
+        if (stream) _mm256_stream_ps(to, low), _mm256_stream_ps(to + 8, high);
+        else _mm256_storeu_ps(to, low), _mm256_storeu_ps(to + 8, high);
+        return;
     }
-    store_body((char *)target + (size_t)i * (size_t)TYPE_BYTES[type], row + i, type, width - i);
+    __m256i words;
+    if (type == FLOAT16) {
+        words = _mm256_set_m128i(_mm256_cvtps_ph(high, 0), _mm256_cvtps_ph(low, 0));
+    } else {
+        words = _mm256_packus_epi32(bfloat_bits_avx2(low), bfloat_bits_avx2(high));
+        words = _mm256_permute4x64_epi64(words, 0xd8);
+    }
+    __m256i *to = (__m256i *)((uint16_t *)target + at);
+    if (stream) _mm256_stream_si256(to, words);
+    else _mm256_storeu_si256(to, words);
 }
 
 AVX512_TARGET ALWAYS_INLINE __m256i bfloat_avx512(__m512 value) {
@@ -287,26 +201,89 @@ AVX512_TARGET ALWAYS_INLINE __m256i bfloat_avx512(__m512 value) {
     return _mm512_cvtepi32_epi16(rounded);
 }
 
-AVX512_TARGET static void store_avx512(void *target, const float *row, int type, int width,
-                                       int stream) {
-    int i = 0;
+AVX512_TARGET ALWAYS_INLINE void put_avx512(void *target, int at, __m512 low, __m512 high,
+                                            int type, int stream) {
     if (type == FLOAT32) {
-        for (; stream && i < width; i += 16) {
-            _mm512_stream_ps((float *)target + i, _mm512_loadu_ps(row + i));
-        }
-    } else {
-        for (; i + 32 <= width; i += 32) {
-            __m512 low = _mm512_loadu_ps(row + i), high = _mm512_loadu_ps(row + i + 16);
-            __m256i first = type == FLOAT16 ? _mm512_cvtps_ph(low, 0) : bfloat_avx512(low);
-            __m256i second = type == FLOAT16 ? _mm512_cvtps_ph(high, 0) : bfloat_avx512(high);
-            __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-            __m512i *to = (__m512i *)((uint16_t *)target + i);
-            if (stream) _mm512_stream_si512(to, words);
-            else _mm512_storeu_si512(to, words);
-        }
+        float *to = (float *)target + at;
+        if (stream) _mm512_stream_ps(to, low), _mm512_stream_ps(to + 16, high);
+        else _mm512_storeu_ps(to, low), _mm512_storeu_ps(to + 16, high);
+        return;
     }
-    store_body((char *)target + (size_t)i * (size_t)TYPE_BYTES[type], row + i, type, width - i);
+    __m256i first = type == FLOAT16 ? _mm512_cvtps_ph(low, 0) : bfloat_avx512(low);
+    __m256i second = type == FLOAT16 ? _mm512_cvtps_ph(high, 0) : bfloat_avx512(high);
+    __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+    __m512i *to = (__m512i *)((uint16_t *)target + at);
+    if (stream) _mm512_stream_si512(to, words);
+    else _mm512_storeu_si512(to, words);
 }
+
+#define DEFINE_STORE(set, attribute, lanes, load)                                               \
+    attribute static void store_##set(void *target, const float *row, int type, int width,      \
+                                      int stream) {                                             \
+        int i = 0;                                                                              \
+        for (; i + 2 * lanes <= width; i += 2 * lanes) {                                        \
+            put_##set(target, i, load(row + i), load(row + i + lanes), type, stream);           \
+        }                                                                                       \
+        store_body((char *)target + i * TYPE_BYTES[type], row + i, type, width - i);            \
+    }
+
+DEFINE_STORE(avx2, AVX2_TARGET, 8, _mm256_loadu_ps)
+DEFINE_STORE(avx512, AVX512_TARGET, 16, _mm512_loadu_ps)
+
+/* Combine: four vectors at a time, so that a weight serves four sums. */
+
+#define DEFINE_COMBINE(set, attribute, vector, lanes, load, set1, zero, fmadd)                  \
+    attribute ALWAYS_INLINE void combine_##set##_count(void *target, const float *const *rows,  \
+                                                       const float *weights, int count,         \
+                                                       int width, int type, int stream) {       \
+        int i = 0;                                                                              \
+        for (; i + 4 * lanes <= width; i += 4 * lanes) {                                        \
+            vector sums[4] = {zero(), zero(), zero(), zero()};                                  \
+            for (int k = 0; k < count; k++) {                                                   \
+                vector weight = set1(weights[k]);                                               \
+                for (int j = 0; j < 4; j++) {                                                   \
+                    sums[j] = fmadd(weight, load(rows[k] + i + lanes * j), sums[j]);            \
+                }                                                                               \
+            }                                                                                   \
+            put_##set(target, i, sums[0], sums[1], type, stream);                               \
+            put_##set(target, i + 2 * lanes, sums[2], sums[3], type, stream);                   \
+        }                                                                                       \
+        for (; i + 2 * lanes <= width; i += 2 * lanes) {                                        \
+            vector low = zero(), high = zero();                                                 \
+            for (int k = 0; k < count; k++) {                                                   \
+                vector weight = set1(weights[k]);                                               \
+                low = fmadd(weight, load(rows[k] + i), low);                                    \
+                high = fmadd(weight, load(rows[k] + i + lanes), high);                          \
+            }                                                                                   \
+            put_##set(target, i, low, high, type, stream);                                      \
+        }                                                                                       \
+        float rest[2 * lanes];                                                                  \
+        for (int j = 0; j < width - i; j++) {                                                   \
+            rest[j] = 0;                                                                        \
+            for (int k = 0; k < count; k++) rest[j] += weights[k] * rows[k][i + j];             \
+        }                                                                                       \
+        store_body((char *)target + i * TYPE_BYTES[type], rest, type, width - i);               \
+    }                                                                                           \
+    attribute static void combine_##set(void *target, const float *const *rows,                 \
+                                        const float *weights, int count, int width, int type,   \
+                                        int stream) {                                           \
+        if (count == 2 && type == FLOAT32 && stream) {                                          \
+            combine_##set##_count(target, rows, weights, 2, width, FLOAT32, 1);                 \
+        } else if (count == 2 && type == FLOAT32) {                                             \
+            combine_##set##_count(target, rows, weights, 2, width, FLOAT32, 0);                 \
+        } else if (count == 2 && type == BFLOAT16) {                                            \
+            combine_##set##_count(target, rows, weights, 2, width, BFLOAT16, stream);           \
+        } else if (count == 4 && type == FLOAT32) {                                             \
+            combine_##set##_count(target, rows, weights, 4, width, FLOAT32, stream);            \
+        } else {                                                                                \
+            combine_##set##_count(target, rows, weights, count, width, type, stream);           \
+        }                                                                                       \
+    }
+
+DEFINE_COMBINE(avx2, AVX2_TARGET, __m256, 8, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
+               _mm256_fmadd_ps)
+DEFINE_COMBINE(avx512, AVX512_TARGET, __m512, 16, _mm512_loadu_ps, _mm512_set1_ps,
+               _mm512_setzero_ps, _mm512_fmadd_ps)
 
 AVX2_TARGET static void interleave_avx2(void *target, const void *rows, size_t pitch, int bytes,
                                         int channels, int width, int stream) {
@@ -352,10 +329,27 @@ AVX512_TARGET static void interleave_avx512(void *target, const void *rows, size
                     bytes, channels, width - i);
 }
 
-static const RowKernels ROWS_AVX2 = {load_avx2,  horizontal_avx2, combine_avx2,
-                                     blend_avx2, store_avx2,      interleave_avx2};
-static const RowKernels ROWS_AVX512 = {load_avx512,  horizontal_avx512, combine_avx512,
-                                       blend_avx512, store_avx512,      interleave_avx512};
+#define DEFINE_BYTES(set, attribute)                                                            \
+    attribute static void filter_bytes_##set(uint8_t *target, const uint8_t *source,            \
+                                             ptrdiff_t step, const ByteAxis *axis) {            \
+        filter_bytes_body(target, source, step, axis);                                          \
+    }                                                                                           \
+    attribute static void sum_bytes_##set(uint8_t *target, const uint8_t *rows,                 \
+                                          const int32_t *weights, int count, int width) {       \
+        sum_bytes_body(target, rows, weights, count, width);                                    \
+    }
+
+DEFINE_BYTES(avx2, AVX2_TARGET)
+DEFINE_BYTES(avx512, AVX512_TARGET)
+
+static const RowKernels ROWS_AVX2 = {
+    load_avx2,  horizontal_avx2, combine_avx2,      blend_avx2,
+    store_avx2, interleave_avx2, filter_bytes_avx2, sum_bytes_avx2,
+};
+static const RowKernels ROWS_AVX512 = {
+    load_avx512,  horizontal_avx512, combine_avx512,      blend_avx512,
+    store_avx512, interleave_avx512, filter_bytes_avx512, sum_bytes_avx512,
+};
 
 /* The best instruction set of this machine. */
 static int rows_supported(void) {

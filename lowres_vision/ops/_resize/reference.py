@@ -132,6 +132,11 @@ def compose(
     return mix_reference(result, partner, lam, paste)
 
 
+def exporting() -> bool:
+    """Whether a graph is being written that should hold what every runtime knows."""
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+
+
 def sum_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """Return the dtype to sum in: float64 if any of ``dtypes`` is, else float32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
