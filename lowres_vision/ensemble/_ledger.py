@@ -10,7 +10,7 @@ numbers and strings; nothing is pickled.
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
@@ -141,35 +141,14 @@ class OutOfFold:
         Raises:
             ValueError: If anything does not fit: other data, folds or classes; ids that repeat,
                 are unknown, missing, of another fold or in another order; values that are no
-                probabilities; a checkpoint that is in the ledger under another fold; an entry
-                that is there already with other numbers.
+                probabilities; a checkpoint that is in the ledger under another fold or model; a
+                view of other weights than the model's other views; an entry that is there already
+                with other numbers.
         """
         self._rows.refuse_foreign(data_hash=data_hash, fold_hash=fold_hash, classes=classes)
         self._rows.refuse_other_rows(tuple(ids), fold)
-        rows = np.asarray(check_rows("probabilities", probabilities), dtype=np.float32)
-        if rows.shape != (len(ids), len(self.classes)):
-            raise ValueError(
-                f"`probabilities` must be ({len(ids)}, {len(self.classes)}), one row per id and "
-                f"one column per class, got {rows.shape}"
-            )
-        if not checkpoint_hash:
-            raise ValueError("`checkpoint_hash` must name the weights, got an empty string")
         entry = Entry(model, int(seed), view, int(fold), checkpoint_hash)
-        for other in self._entries():
-            entry.refuse_reuse(other)
-            if other.name == entry.name:
-                stored = self._read(other)
-                same = other.checkpoint_hash == checkpoint_hash and np.array_equal(stored, rows)
-                if same:
-                    return
-                raise ValueError(
-                    f"{entry} is in the ledger with other numbers; a second prediction "
-                    f"needs its own model name, seed or view"
-                )
-        path = self.folder / "entries" / f"{entry.name}.npz"
-        digest = write_arrays(path, {"probabilities": rows})
-        about = {**asdict(entry), "sha256": digest}
-        write_json(path.with_suffix(".json"), {**about, **self._rows.header()})
+        self._enter(entry, probabilities, {known.name: known for known in self._entries()})
 
     def merge(self, other: str | os.PathLike[str] | Self) -> int:
         """Take over the entries of another ledger of the same rows, and return how many were new.
@@ -182,19 +161,8 @@ class OutOfFold:
         self._rows.refuse_foreign(**other._rows.header())
         if not self._rows.same_rows(other._rows):
             raise ValueError(f"{other.folder} is for other labels or another order of rows")
-        before = sum(1 for _ in self._entries())
-        for entry in other._entries():
-            self.add(
-                other._read(entry),
-                ids=[self.ids[row] for row in self._rows.of_fold(entry.fold)],
-                model=entry.model,
-                fold=entry.fold,
-                seed=entry.seed,
-                view=entry.view,
-                checkpoint_hash=entry.checkpoint_hash,
-                **other._rows.header(),
-            )
-        return sum(1 for _ in self._entries()) - before
+        known = {entry.name: entry for entry in self._entries()}
+        return sum(self._enter(entry, other._read(entry), known) for entry in other._entries())
 
     def members(self) -> list[Member]:
         """Return every model, seed and view that has an entry, sorted; some may lack folds."""
@@ -223,6 +191,34 @@ class OutOfFold:
             for fold in folds:
                 values[self._rows.of_fold(fold)] = self._read(entries[(*member, fold)])
         return stack
+
+    def _enter(self, entry: Entry, probabilities: npt.ArrayLike, known: dict[str, Entry]) -> bool:
+        """Write an entry, add it to those ``known`` by name, and tell whether it was new."""
+        rows = np.asarray(check_rows("probabilities", probabilities), dtype=np.float32)
+        shape = (len(self._rows.of_fold(entry.fold)), len(self.classes))
+        if rows.shape != shape:
+            raise ValueError(
+                f"`probabilities` must be {shape}, one row per id and one column per class, "
+                f"got {rows.shape}"
+            )
+        if not entry.checkpoint_hash:
+            raise ValueError("`checkpoint_hash` must name the weights, got an empty string")
+        stored = known.get(entry.name)
+        if stored is not None:
+            same = stored.checkpoint_hash == entry.checkpoint_hash
+            if same and np.array_equal(self._read(stored), rows):
+                return False
+            raise ValueError(
+                f"{entry} is in the ledger with other numbers; a second prediction needs its own "
+                f"model name, seed or view"
+            )
+        for other in known.values():
+            entry.refuse_weights_of(other)
+        path = self.folder / "entries" / f"{entry.name}.npz"
+        entry = replace(entry, sha256=write_arrays(path, {"probabilities": rows}))
+        write_json(path.with_suffix(".json"), {**asdict(entry), **self._rows.header()})
+        known[entry.name] = entry
+        return True
 
     def _entries(self) -> Iterator[Entry]:
         for path in sorted((self.folder / "entries").glob("*.json")):

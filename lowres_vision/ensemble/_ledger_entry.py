@@ -42,12 +42,17 @@ class Entry:
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         return f"{words}-fold{self.fold}-{digest}"
 
-    def refuse_reuse(self, other: "Entry") -> None:
-        """Raise ValueError if ``other`` has the same weights under another name or fold."""
-        if other.checkpoint_hash != self.checkpoint_hash:
-            return
-        if (other.model, other.seed, other.fold) != (self.model, self.seed, self.fold):
+    def refuse_weights_of(self, other: "Entry") -> None:
+        """Raise ValueError if weights and name of two entries contradict each other."""
+        same_weights = other.checkpoint_hash == self.checkpoint_hash
+        same_model = (other.model, other.seed, other.fold) == (self.model, self.seed, self.fold)
+        if same_weights and not same_model:
             raise ValueError(
                 f"`checkpoint_hash` is in the ledger as {other}: the same weights cannot be "
                 f"{self} too, one of the two folds would be leaked or a model counted twice"
+            )
+        if same_model and not same_weights:
+            raise ValueError(
+                f"`checkpoint_hash` is not that of {other}: all views of one model, seed and fold "
+                f"must be of the same weights; give other weights another model name or seed"
             )

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,6 +93,10 @@ class LedgerRows:
         """Return the rows that a fold holds out."""
         return np.flatnonzero(self.fold_of == fold)
 
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids)}
+
     def same_rows(self, other: "LedgerRows") -> bool:
         """Tell whether ids and labels are the same, in the same order."""
         return self.ids == other.ids and np.array_equal(self.labels, other.labels)
@@ -123,7 +128,7 @@ class LedgerRows:
     def refuse_other_rows(self, ids: tuple[str, ...], fold: int) -> None:
         """Raise ValueError unless ``ids`` are those that ``fold`` holds out, in order."""
         _refuse_repeated("ids", ids)
-        row_of = {name: row for row, name in enumerate(self.ids)}
+        row_of = self._row_of
         unknown = [name for name in ids if name not in row_of]
         if unknown:
             raise ValueError(f"`ids` has rows unknown to the ledger: {unknown[:5]}")

@@ -169,6 +169,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         add_twice(model="resnet34", checkpoint_hash="resnet18-0-0"),
         "a model counted twice",
     ),
+    "view of other weights": (
+        add_twice(view="flip", checkpoint_hash="another"),
+        "is not that of 'resnet18'.*all views of one model, seed and fold must be of the same",
+    ),
     "second prediction": (
         add_twice(probabilities=np.full((4, 3), 1 / 3)),
         "is in the ledger with other numbers",
@@ -348,3 +352,21 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     header.write_text(text[: len(text) // 2])
     with pytest.raises(ValueError, match="is damaged: it is no JSON object"):
         OutOfFold(tmp_path)
+
+
+def test_a_merge_reads_each_entry_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ten models of ten views and five folds, reading all anew for each is 250,000 files."""
+    first, second = make(tmp_path / "first"), make(tmp_path / "second")
+    for model in ("a", "b", "c", "d"):
+        fill(first if model < "c" else second, model=model)
+    reads = 0
+    read_text = Path.read_text
+
+    def counted(path: Path, *args: Any, **options: Any) -> str:
+        nonlocal reads
+        reads += 1
+        return read_text(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", counted)
+    assert first.merge(second) == 6
+    assert reads == 12
