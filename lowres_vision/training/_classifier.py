@@ -1,21 +1,32 @@
 """A classifier under training: model, loss, transform, optimiser and learning-rate schedule."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from sklearn.metrics import f1_score
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
-from lowres_vision._batch import Batch
+from lowres_vision._batch import Batch, PairBatch
 from lowres_vision._checks import check_choice, check_range
 from lowres_vision._random import stream
 from lowres_vision.losses import check_outputs
 from lowres_vision.optim import keep_batch_norm_statistics
+from lowres_vision.training._optimisation import (
+    accumulation_weight,
+    make_schedule,
+    refuse_combinations,
+    scale_rates,
+)
+from lowres_vision.training._pairing import Consistency, Distillation, Terms, Views
+from lowres_vision.training._ranks import pool_by_row, rank_and_world, rank_share, share_weight
+from lowres_vision.training._unfreezing import check_stages, thaw
 
 # Keys that keep the random streams of one seed apart.
 _TRANSFORM = 1
@@ -29,6 +40,10 @@ class Classifier(L.LightningModule):
     flattering number). Crops, flips and mixes of a step are a function of ``seed``, epoch and
     batch alone.
 
+    Gradients accumulated over several batches (Lightning's ``accumulate_grad_batches``) are those
+    of their mean loss, also in an epoch's last step, which may have fewer. Combinations that
+    Lightning would run but get wrong are refused by name when the optimiser is built.
+
     Args:
         model: From images to outputs, e.g. a :class:`~lowres_vision.models.LowResClassifier`.
         loss: A Module of :mod:`lowres_vision.losses`; its ``probabilities`` make predictions.
@@ -39,11 +54,26 @@ class Classifier(L.LightningModule):
             or ``partial(SAM, base_optimizer=torch.optim.AdamW, lr=5e-5)`` with
             :class:`~lowres_vision.optim.SAM`, whose two passes see the same crops and mixes.
         schedule: ``"cosine"`` takes the learning rate to 0 over the run, ``"constant"`` keeps it.
+            Or from the optimiser and the number of steps of an epoch to a scheduler that is stepped
+            after each step, e.g. ``lambda optimizer, steps: CosineWarmRestarts(optimizer,
+            first_cycle=5 * steps, max_lr=1e-3)``.
         warmup: Share of the steps over which the learning rate rises from 0, in [0, 1].
+        groups: From the model to parameter groups, e.g. ``partial(parameter_groups,
+            layer_decay=0.75)`` of :func:`parameter_groups`; None is one group.
+        unfreeze: Names or patterns of parameters and Modules by the epoch from which they train,
+            e.g. ``{0: ["head"], 2: ["backbone.layer4"], 4: ["*"]}``; all else is frozen as by
+            :func:`~lowres_vision.models.freeze_except`. None leaves the model as it came.
+        ema: From the model to a moving average of its weights, e.g. ``partial(ModelEmaV3,
+            decay=0.999, use_warmup=True)`` of ``timm.utils``. The average is then what is
+            validated, saved and predicted with.
+        pairing: What to make of both resolutions of a row, :class:`Consistency` or
+            :class:`Distillation`; training batches must then be pairs. Each term of its loss is
+            logged as ``train_`` and its name.
         seed: Seed of the transform's draws.
 
     Raises:
-        ValueError: If the model's head does not give what the loss reads.
+        ValueError: If an argument is out of range, the model's head does not give what the loss
+            reads, or model, transform and pairing do not fit together.
     """
 
     def __init__(
@@ -53,50 +83,83 @@ class Classifier(L.LightningModule):
         *,
         transform: nn.Module | None = None,
         optimizer: Callable[[Any], Optimizer],
-        schedule: Literal["cosine", "constant"] = "cosine",
+        schedule: Literal["cosine", "constant"] | Callable[[Any, int], LRScheduler] = "cosine",
         warmup: float = 0.0,
+        groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
+        unfreeze: Mapping[int, str | Collection[str]] | None = None,
+        ema: Callable[[nn.Module], ModelEmaV3] | None = None,
+        pairing: Consistency | Distillation | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_choice("schedule", schedule, ("cosine", "constant"))
         check_range("warmup", warmup, 0.0, 1.0)
+        if not callable(schedule):
+            check_choice("schedule", schedule, ("cosine", "constant"))
+        elif warmup > 0:
+            raise ValueError(f"`warmup` must be 0 with a `schedule` of one's own, got {warmup}")
         check_outputs(model, loss)
         # Depthwise convolutions of a CPU are 9 times faster on channels_last weights and images.
         self.model = model.to(memory_format=torch.channels_last)
         self.loss: Any = loss
         self.transform = transform
-        self.make_optimizer = optimizer
+        self.make_optimizer, self.make_groups = optimizer, groups
         self.schedule, self.warmup, self.seed = schedule, warmup, seed
-        self._held_out: list[tuple[Tensor, Tensor]] = []
+        self.stages = None if unfreeze is None else check_stages(model, unfreeze)
+        self.average = None if ema is None else ema(self.model).requires_grad_(False)
+        self.pairing = pairing
+        if pairing is not None:
+            pairing.check(model, loss)
+            if transform is not None and not hasattr(transform, "draw"):
+                raise ValueError(
+                    f"`transform` must draw crops apart from making them, as BatchTransform does, "
+                    f"to treat both views of a pair alike; {type(transform).__name__} does not"
+                )
+        self._views: Views | None = None
+        self._held_out: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @property
+    def scored_model(self) -> nn.Module:
+        """The model that is validated, saved and predicts: the average if there is one."""
+        return self.model if self.average is None else self.average.module
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the model's outputs ``(B, K)``."""
-        outputs: Tensor = self.model(images)
+        """Return the outputs ``(B, K)`` of the model, in evaluation mode of the scored one."""
+        outputs: Tensor = (self.model if self.training else self.scored_model)(images)
         return outputs
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Return the loss of one batch."""
-        generator = stream(self.seed, _TRANSFORM, self.current_epoch, batch_index, self.global_rank)
-        second_pass = bool(getattr(self.optimizers(), "in_second_pass", False))
+    def training_step(self, batch: Batch | PairBatch, batch_index: int) -> Tensor:
+        """Return the loss of one batch, or of this process' share of it."""
+        optimizer = self.optimizers()
+        second_pass = bool(getattr(optimizer, "in_second_pass", False))
+        views = self._views
+        if views is None or not second_pass:
+            views = self._draw(batch, batch_index, self.current_epoch)
+        self._views = views if hasattr(optimizer, "in_second_pass") and not second_pass else None
         with keep_batch_norm_statistics(self.model, enabled=second_pass):
-            loss: Tensor = self.loss(self._outputs(batch, generator), batch.targets)
-        self.log(
-            "train_loss",
-            loss.detach(),
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(batch.rows),
-        )
-        return loss
+            terms = self._terms(views)
+        loss = reduce(add, terms.values())
+        weight = share_weight(len(batch.rows))
+        if not second_pass:
+            self._log_training({"train_loss": loss, **terms}, weight, len(batch.rows))
+        weight *= accumulation_weight(self.trainer, batch_index)
+        return loss if weight == 1 else weight * loss
+
+    def training_loss(self, batch: Batch | PairBatch, batch_index: int, *, epoch: int) -> Tensor:
+        """Return what a training step of that batch and epoch minimises; needs no trainer.
+
+        A function of its arguments, ``seed`` and the weights; where the model has dropout, of
+        PyTorch's own generator, too.
+        """
+        return reduce(add, self._terms(self._draw(batch, batch_index, epoch)).values())
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Keep one batch of outputs for the pooled scores."""
-        self._held_out.append((self._outputs(batch), batch.targets))
+        self._held_out.append((batch.rows, self(self._images(batch)), batch.targets))
 
     def on_validation_epoch_end(self) -> None:
         """Score the pooled held-out predictions."""
-        outputs, targets = (torch.cat(parts) for parts in zip(*self._held_out, strict=True))
+        parts = (torch.cat(part) for part in zip(*self._held_out, strict=True))
+        _, outputs, targets = pool_by_row(*parts)
         self._held_out.clear()
         predicted = outputs.argmax(dim=1).cpu()
         scores = {
@@ -109,27 +172,89 @@ class Classifier(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> tuple[Tensor, Tensor]:
         """Return ``(rows (B,), probabilities (B, K))``."""
-        return batch.rows, self.loss.probabilities(self._outputs(batch)).float()
+        return batch.rows, self.loss.probabilities(self(self._images(batch))).float()
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule, a pure function of the step."""
-        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
-        steps = int(self.trainer.estimated_stepping_batches)
-        warm = round(self.warmup * steps)
+        if self.stages is not None:
+            # What trains later is the optimiser's from the start; without gradients it stays.
+            thaw(self.model, self.stages, epoch=max(self.stages))
+        optimizer = self.make_optimizer(self._parameters_to_train())
+        scale_rates(optimizer)
+        self.on_train_epoch_start()
+        refuse_combinations(
+            self.trainer, optimizer, ema=self.average is not None, unfreeze=bool(self.stages)
+        )
+        schedule = make_schedule(optimizer, self.trainer, self.schedule, self.warmup)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
 
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / (warm + 1)
-            if self.schedule == "constant":
-                return 1.0
-            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    def on_train_start(self) -> None:
+        """Unfreeze what trains by now; a run resumed within an epoch does not start that epoch."""
+        self.on_train_epoch_start()
 
-        scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+    def on_train_epoch_start(self) -> None:
+        """Unfreeze what trains from this epoch on."""
+        if self.stages is not None:
+            thaw(self.model, self.stages, epoch=self.current_epoch)
 
-    def _outputs(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        images: Any = batch.images
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the average follow; its decay is a function of the step alone."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update(self.model, step=self.global_step + 1)
+
+    def _parameters_to_train(self) -> list[Any]:
+        """Return what trains, in groups if asked; the loss's and pairing's own come last."""
+        every = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if self.make_groups is None:
+            return every
+        groups = self.make_groups(self.model)
+        grouped = {id(parameter) for group in groups for parameter in group["params"]}
+        rest = [parameter for parameter in every if id(parameter) not in grouped]
+        return [*groups, {"params": rest}] if rest else groups
+
+    def _draw(self, batch: Batch | PairBatch, batch_index: int, epoch: int) -> Views:
+        """Return this process' share of a step's views, drawn for the whole batch."""
+        generator = stream(self.seed, _TRANSFORM, epoch, batch_index)
+        return self._prepare(batch, rank_share(len(batch.rows)), generator)
+
+    def _prepare(self, batch: Batch | PairBatch, share: slice, generator: torch.Generator) -> Views:
+        """Return what does not depend on the weights in training."""
+        if isinstance(batch, PairBatch) != (self.pairing is not None):
+            raise TypeError(
+                f"`pairing` goes with batches of pairs (resolution='pair'), and only with them: "
+                f"got a {type(batch).__name__} with pairing={self.pairing}"
+            )
+        if isinstance(batch, PairBatch):
+            assert self.pairing is not None
+            return self.pairing.prepare(batch, self.transform, self.loss, share, generator)
+        return Views(self._images(batch, generator)[share], batch.targets[share])
+
+    def _terms(self, views: Views) -> Terms:
+        """Return the terms of the loss by name."""
+        if self.pairing is None:
+            return {"train_loss": self.loss(self(views.images), views.targets)}
+        terms: Terms = self.pairing(self.model, self.loss, views)
+        return {f"train_{name}": term for name, term in terms.items()}
+
+    def _images(self, batch: Batch, generator: torch.Generator | None = None) -> Any:
         if self.transform is not None:
-            images = self.transform(images, mix=batch.mix, generator=generator)
-        outputs: Tensor = self(images)
-        return outputs
+            return self.transform(batch.images, mix=batch.mix, generator=generator)
+        if batch.mix is not None:
+            raise ValueError("a drawn mix needs a `transform` that applies it, got None")
+        return batch.images
+
+    def _log_training(self, losses: Terms, weight: float, count: int) -> None:
+        for name, loss in losses.items():
+            self.log(
+                name,
+                weight * loss.detach(),
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "train_loss",
+                batch_size=count,
+                sync_dist=rank_and_world()[1] > 1,
+            )

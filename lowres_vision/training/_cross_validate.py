@@ -1,205 +1,347 @@
-"""Train one model per fold; predict every row by the model that has not seen it."""
+"""Train models over folds and seeds; predict every row by models that have not seen it."""
 
 import json
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import f1_score
 
 from lowres_vision._batch import collate
 from lowres_vision._checks import check_choice, check_range
+from lowres_vision._files import write_whole
 from lowres_vision.data import Manifest, MultiResolutionDataset, StratifiedFolds
+from lowres_vision.ensemble import Member, OutOfFold
+from lowres_vision.training._best import Monitor
 from lowres_vision.training._classifier import Classifier
-from lowres_vision.training._data import Collate, PairsDataModule
-from lowres_vision.training._fold import Floats, FoldRun, Monitor, Precision
+from lowres_vision.training._data import Collate
+from lowres_vision.training._describe import commit, describe, describe_classifier, versions
+from lowres_vision.training._fold import Precision
+from lowres_vision.training._isolate import in_own_process
+from lowres_vision.training._ranks import is_first_process
+from lowres_vision.training._result import CrossValidation
+from lowres_vision.training._run import (
+    Arrays,
+    Build,
+    Run,
+    Sampling,
+    Settings,
+    check,
+    execute,
+    finished,
+    outcome,
+    save_arrays,
+)
+from lowres_vision.training._teacher import Fold, call_build
 
-Arrays = dict[str, npt.NDArray[Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class CrossValidation:
-    """What a cross-validation learned.
-
-    Attributes:
-        fold_of: ``(N,)`` fold that held each training row out.
-        probabilities: ``(N, K)`` prediction of each row by the model that had not seen it.
-        test_probabilities: ``(folds, M, K)`` predictions of the test rows, or None.
-        accuracy: Share of training rows whose out-of-fold prediction is right.
-        macro_f1: Mean over classes of F1, on all out-of-fold predictions at once.
-        best_epochs: Epoch whose weights each fold kept, from 0.
-        seconds: Time taken.
-    """
-
-    fold_of: npt.NDArray[np.int64]
-    probabilities: Floats
-    test_probabilities: Floats | None
-    accuracy: float
-    macro_f1: float
-    best_epochs: tuple[int, ...]
-    seconds: float
+# Settings that change how long a run takes, or what it shows, but not what comes out.
+_WITHOUT_EFFECT = (
+    "callbacks", "checkpoint_every", "devices", "logger", "num_nodes", "strategy", "tags",
+    "workers",
+)  # fmt: skip
+# A model's name is a folder: no separators, and nothing that some system reads as more.
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 
 
 def cross_validate(
     manifest: Manifest,
-    build: Callable[[], Classifier],
+    build: Callable[..., Classifier] | Mapping[str, Callable[..., Classifier]],
     *,
     out: str | os.PathLike[str],
-    folds: StratifiedFolds | None = None,
+    folds: StratifiedFolds | npt.ArrayLike | None = None,
     test: Manifest | None = None,
-    resolution: Literal["low", "high", "both"] = "low",
+    resolution: Literal["low", "high", "both", "pair"] = "low",
     held_out_resolution: Literal["low", "high"] = "low",
     collate: Collate = collate,
+    sampler: Sampling | None = None,
+    samples_per_epoch: int | None = None,
     batch_size: int = 32,
+    accumulate: int = 1,
     epochs: int = 5,
+    patience: int | None = None,
     monitor: Monitor = "val_macro_f1",
+    clip_norm: float | None = None,
+    keep: int = 1,
     precision: Precision = "32-true",
-    workers: int = 0,
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    checkpoint_every: int | None = None,
+    isolate: bool = False,
+    workers: int = 0,
+    logger: str | Sequence[str] = "csv",
+    tags: Sequence[str] = (),
+    callbacks: Sequence[L.Callback] = (),
+    devices: int | str = 1,
+    strategy: str = "auto",
+    num_nodes: int = 1,
 ) -> CrossValidation:
-    """Train ``build()`` once per fold and predict what each model has not seen.
+    """Train every model once per seed and fold, and predict what each run has not seen.
 
-    Each fold has a directory in ``out``: ``metrics.csv`` (scores by epoch),
-    ``best.safetensors`` with its ``.json`` (epoch, scores, classes, checksum) and
-    ``predictions.npz``. ``out`` itself gets ``out_of_fold.npz`` (rows' folds, labels and
-    probabilities, test probabilities) and ``summary.json`` (scores, settings, versions, data hash).
+    **Starting again.** Each run has a folder: ``out/fold_0`` for one model and ``seed``, with
+    ``seeds`` ``out/seed_1/fold_0``, and with several models ``out/resnet18/seed_1/fold_0``. Called
+    again with the same ``out``, finished runs are verified by checksum and skipped, an interrupted
+    one goes on from its last checkpoint, and the rest is trained; on a CPU the outcome is bit for
+    bit that of a call that was never interrupted. Models, and seeds, may be added. Anything else
+    that differs is refused by name: settings, classes, rows, folds, what ``build`` builds.
 
-    The epoch is chosen on the rows that are then scored, so the out-of-fold score is a little
-    optimistic; ``metrics.csv`` has the last epoch's scores for comparison.
+    **Files.** A run's folder gets ``run.json`` (what it is made of, versions, commit, checksums),
+    ``metrics.csv`` (scores by epoch), ``best.safetensors`` with its ``.json`` (epoch, scores,
+    classes, fold) and ``predictions.npz``; while it runs ``training.checkpoint`` and a lock file.
+    ``out`` gets ``ledger/`` (an :class:`~lowres_vision.ensemble.OutOfFold`),
+    ``out_of_fold.npz``, ``test_probabilities.npz`` and ``summary.json``.
+
+    **Optimism.** The epoch is chosen on the rows that are then scored, so the out-of-fold score is
+    a little optimistic; ``metrics.csv`` has the last epoch's scores for comparison.
+
+    **Several devices.** Start the script with ``torchrun`` or SLURM's ``srun``, say ``devices``,
+    ``num_nodes`` and ``strategy="ddp"``, and every process calls this function; the first one
+    writes the files, in a folder that all can read.
 
     Args:
         manifest: Labelled rows.
-        build: Returns a fresh :class:`Classifier`; PyTorch is seeded before each call.
-        out: New directory for the results.
-        folds: How to split; default five stratified folds shuffled by ``seed``.
-        test: Unlabelled rows to predict with every fold's model.
-        resolution: What the models train on; ``"both"`` takes each row twice.
+        build: Returns a fresh :class:`Classifier`, or a mapping of names to such functions. It is
+            called as ``build(fold=fold)`` where it has a parameter of that name. PyTorch, NumPy
+            and Python are seeded before each call, and the classifier takes the run's seed.
+        out: Folder of the results.
+        folds: How to split; default five stratified folds shuffled by the first seed. Or the
+            ``(N,)`` fold that holds each row out, -1 for rows that are always trained on: one
+            fold is a hold-out.
+        test: Unlabelled rows to predict with every run.
+        resolution: What the models train on; ``"both"`` takes each row twice, ``"pair"`` gives
+            the two images of a row together.
         held_out_resolution: What they are scored on and predict the test rows from.
         collate: From training samples to a batch, e.g. a collator of :mod:`lowres_vision.mixing`.
-        batch_size: Most samples in a batch.
+        sampler: Makes what draws the training samples, e.g.
+            ``partial(BalancedSampler, scheme="sqrt")``; called with the samples' labels and the
+            keywords ``seed``, ``rank``, ``num_replicas``, ``keyed`` and, if given, ``num_samples``.
+        samples_per_epoch: Samples that an epoch takes; default all.
+        batch_size: Most samples in a batch, over all devices together.
+        accumulate: Batches whose gradients make one step.
         epochs: Passes over the training rows of a fold.
+        patience: Epochs without a better ``monitor`` after which a run stops; None never stops.
         monitor: Score that chooses the epoch; ties keep the earlier one.
+        clip_norm: Longest gradient that a step takes; None for no limit.
+        keep: Number of best epochs whose weights are kept.
         precision: Lightning's name of the arithmetic.
-        workers: Loader processes.
         seed: Seed of weights, order, crops and folds.
+        seeds: Several of them, in place of ``seed``.
+        checkpoint_every: Optimiser steps between checkpoints; one is written after every epoch
+            anyway.
+        isolate: Give each run a process of its own, which returns all memory at its end and
+            cannot take the others with it. ``build`` must then be picklable, and the script needs
+            its ``if __name__ == "__main__"``. The default is this process: functions written in
+            a notebook cannot be sent to another, and a new process takes seconds to start.
+        workers: Loader processes of a run. Their number does not change the outcome.
+        logger: A name of :func:`make_loggers`, or several; ``"csv"`` is ``metrics.csv``.
+        tags: Words that the loggers find the runs by.
+        callbacks: Further Lightning callbacks; each run takes a copy.
+        devices: Devices of each node, as Lightning reads it.
+        strategy: How they share the work, as Lightning names it.
+        num_nodes: Machines.
 
     Raises:
         DataError: If rows are unlabelled, a class is too rare for the folds, or a resolution is
             missing; told before training starts.
-        FileExistsError: If ``out`` already holds a run.
+        FileExistsError: If ``out`` holds runs with other settings, or another process is at one.
+        ValueError: If an argument is out of range, or the ledger in ``out`` is for other rows.
+        TypeError: If ``isolate`` cannot send an argument to another process.
     """
     check_range("epochs", epochs, 1)
-    check_choice("resolution", resolution, ("low", "high", "both"))
+    check_range("accumulate", accumulate, 1)
+    check_choice("resolution", resolution, ("low", "high", "both", "pair"))
     check_choice("held_out_resolution", held_out_resolution, ("low", "high"))
     check_choice("monitor", monitor, get_args(Monitor))
     check_choice("precision", precision, get_args(Precision))
-    settings = {
-        "n_splits": (folds := folds or StratifiedFolds(seed=seed)).n_splits,
-        "folds_seed": folds.seed,
-        "resolution": resolution,
-        "held_out_resolution": held_out_resolution,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "monitor": monitor,
-        "precision": precision,
-        "seed": seed,
-    }
-    fold_of = folds.assign(manifest)
+    models = _models(build)
+    every_seed = _seeds(seed, seeds)
+    arguments = locals()
+    settings = Settings(**{entry.name: arguments[entry.name] for entry in fields(Settings)})
+    fold_of, folding = _fold_numbers(manifest, folds, every_seed[0])
     # A resolution that is missing is told here, not when the first fold is done.
     MultiResolutionDataset(manifest, resolution=resolution)
-    MultiResolutionDataset(manifest, resolution=held_out_resolution)
-    unseen = None if test is None else MultiResolutionDataset(test, resolution=held_out_resolution)
-    out = _new_directory(Path(out))
-
-    start = time.monotonic()
-    probabilities = np.zeros((len(manifest), len(manifest.classes)), dtype=np.float32)
-    test_probabilities, best_epochs = [], []
-    for fold in range(folds.n_splits):
-        print(f"fold {fold + 1} of {folds.n_splits}", flush=True)
-        L.seed_everything(seed + fold, verbose=False)
-        train, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        data = PairsDataModule(
-            MultiResolutionDataset(manifest, rows=train, resolution=resolution),
-            MultiResolutionDataset(manifest, rows=held_out, resolution=held_out_resolution),
-            predict=unseen,
-            batch_size=batch_size,
-            collate=collate,
-            workers=workers,
-            seed=seed,
-        )
-        run = FoldRun(
-            out / f"fold_{fold}",
-            epochs=epochs,
-            monitor=monitor,
-            precision=precision,
+    for rows in (manifest, test):
+        if rows is not None:
+            MultiResolutionDataset(rows, resolution=held_out_resolution)
+    out = Path(out)
+    scored = np.flatnonzero(fold_of >= 0)
+    ids = [manifest.ids[row] for row in scored]
+    data = {
+        "data_sha256": manifest.digest(),
+        "folds_sha256": OutOfFold.hash_folds(ids, fold_of[scored]),
+        "test_sha256": None if test is None else test.digest(),
+        "classes": list(manifest.classes),
+        "folds": folding,
+        "settings": {
+            entry.name: describe(getattr(settings, entry.name))
+            for entry in fields(Settings)
+            if entry.name not in _WITHOUT_EFFECT
+        },
+    }
+    runs = []
+    for model, make in models.items():
+        built = _built(make, fold_of, manifest, every_seed[0])
+        for number in every_seed:
+            folder = out / (model if isinstance(build, Mapping) else "")
+            folder /= f"seed_{number}" if seeds is not None else ""
+            for fold in range(int(fold_of.max()) + 1):
+                made_of = {"model": model, "seed": number, "fold": fold, **data, "build": built}
+                runs.append(
+                    Run(
+                        folder / f"fold_{fold}", out / "ledger", model, number, fold, fold_of,
+                        make, manifest, test, settings, made_of,
+                    )
+                )  # fmt: skip
+    for run in runs:
+        check(run)
+    if is_first_process():
+        OutOfFold.create(
+            out / "ledger",
+            ids=ids,
+            labels=manifest.labels[scored],
             classes=manifest.classes,
+            fold_of=fold_of[scored],
+            data_hash=data["data_sha256"],
         )
-        classifier = build()
-        best_epochs.append(run.fit(classifier, data))
-        found: Arrays = {"rows": held_out}
-        found["probabilities"] = run.predict(classifier, data.val_dataloader(), held_out)
-        probabilities[held_out] = found["probabilities"]
-        if test is not None:
-            rows = np.arange(len(test))
-            found["test"] = run.predict(classifier, data.predict_dataloader(), rows)
-            test_probabilities.append(found["test"])
-        _save_arrays(out / f"fold_{fold}" / "predictions.npz", found)
-
-    predicted = probabilities.argmax(axis=1)
-    result = CrossValidation(
-        fold_of=fold_of,
-        probabilities=probabilities,
-        test_probabilities=np.stack(test_probabilities) if test is not None else None,
-        accuracy=float((predicted == manifest.labels).mean()),
-        macro_f1=float(f1_score(manifest.labels, predicted, average="macro")),
-        best_epochs=tuple(best_epochs),
-        seconds=time.monotonic() - start,
-    )
-    _save(result, manifest, settings, out)
+    for number, run in enumerate(runs, start=1):
+        if finished(run):
+            continue
+        print(f"{run.name}: run {number} of {len(runs)}", flush=True)
+        if isolate:
+            in_own_process(execute, run, name=run.name)
+        else:
+            execute(run)
+    result = _collect(runs, manifest, fold_of)
+    if is_first_process():
+        _save(result, manifest, test, data, out)
     return result
 
 
-def _new_directory(out: Path) -> Path:
-    if (out / "fold_0").exists() or (out / "summary.json").exists():
-        raise FileExistsError(f"`out` {out} already holds a run; name another directory")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+def _models(build: Build | Mapping[str, Build]) -> dict[str, Build]:
+    if not isinstance(build, Mapping):
+        return {"model": build}
+    wrong = [name for name in build if not re.fullmatch(_NAME, name)]
+    if wrong or not build:
+        raise ValueError(
+            f"`build` must name at least one model, with letters, digits, '.', '_', '+' and '-' "
+            f"that make a folder, got {wrong or 'none'}"
+        )
+    return dict(build)
 
 
-def _save(result: CrossValidation, manifest: Manifest, settings: dict[str, Any], out: Path) -> None:
-    arrays: Arrays = {
-        "fold_of": result.fold_of,
-        "labels": manifest.labels,
-        "probabilities": result.probabilities,
+def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
+    every = (seed,) if seeds is None else tuple(seeds)
+    if not every or len(set(every)) != len(every):
+        raise ValueError(f"`seeds` must be different ints, at least one, got {every}")
+    for number in every:
+        check_range("seed" if seeds is None else "seeds", number, 0)
+    return every
+
+
+def _fold_numbers(
+    manifest: Manifest, folds: StratifiedFolds | npt.ArrayLike | None, seed: int
+) -> tuple[npt.NDArray[np.int64], Any]:
+    """Return the fold of each row, and words for how it was found."""
+    if folds is None or isinstance(folds, StratifiedFolds):
+        folds = folds or StratifiedFolds(seed=seed)
+        return folds.assign(manifest), {"n_splits": folds.n_splits, "seed": folds.seed}
+    manifest.require_labels()
+    given = np.asarray(folds)
+    used = np.unique(given[given >= 0]) if given.dtype.kind in "iu" else np.empty(0)
+    if (
+        given.shape != (len(manifest),)
+        or not used.size
+        or given.min() < -1
+        or not np.array_equal(used, np.arange(len(used)))
+        or (len(used) == 1 and given.min() == 0)
+    ):
+        raise ValueError(
+            f"`folds` must give each of {len(manifest)} rows a fold from 0 up, none left out, or "
+            f"-1 to train on it always, and leave every fold rows to train on; got "
+            f"{given.dtype} of shape {given.shape} with {np.unique(given)[:10].tolist()}"
+        )
+    return given.astype(np.int64), "given"
+
+
+def _built(
+    make: Build, fold_of: npt.NDArray[np.int64], manifest: Manifest, seed: int
+) -> dict[str, Any]:
+    """Describe what ``make`` builds, its first weights included, for the first fold."""
+    L.seed_everything(seed, verbose=False)
+    fold = Fold(0, np.flatnonzero(fold_of == 0), manifest.digest())
+    return describe_classifier(call_build(make, fold))
+
+
+def _collect(
+    runs: Sequence[Run], manifest: Manifest, fold_of: npt.NDArray[np.int64]
+) -> CrossValidation:
+    """Put the runs' predictions together, read from their folders."""
+    folds = int(fold_of.max()) + 1
+    members = tuple(Member(run.model, run.seed, "plain") for run in runs[::folds])
+    shape = (len(members), len(manifest), len(manifest.classes))
+    stack = np.full(shape, np.nan, dtype=np.float32)
+    tests, epochs, seconds = [], [], 0.0
+    for number, run in enumerate(runs):
+        book, arrays = outcome(run)
+        stack[number // folds, arrays["rows"]] = arrays["probabilities"]
+        epochs.append(int(book["best_epoch"]))
+        seconds += book["seconds"]
+        if run.test is not None:
+            tests.append(arrays["test"])
+    return CrossValidation(
+        members=members,
+        labels=manifest.labels,
+        fold_of=fold_of,
+        stack=stack,
+        test_stack=np.stack(tests).reshape(len(members), folds, *tests[0].shape) if tests else None,
+        epochs=tuple(tuple(epochs[i : i + folds]) for i in range(0, len(epochs), folds)),
+        seconds=seconds,
+    )
+
+
+def _save(
+    result: CrossValidation,
+    manifest: Manifest,
+    test: Manifest | None,
+    data: Mapping[str, Any],
+    out: Path,
+) -> None:
+    one = len(result.members) == 1
+    names: Arrays = {
+        "models": np.array([member.model for member in result.members]),
+        "seeds": np.array([member.seed for member in result.members]),
+        "views": np.array([member.view for member in result.members]),
     }
-    if result.test_probabilities is not None:
-        arrays["test_probabilities"] = result.test_probabilities
-    _save_arrays(out / "out_of_fold.npz", arrays)
-    correct = result.probabilities.argmax(axis=1) == manifest.labels
+    arrays: Arrays = {"fold_of": result.fold_of, "labels": result.labels}
+    arrays["probabilities"] = result.stack[0] if one else result.stack
+    if test is not None and result.test_stack is not None:
+        arrays["test_probabilities"] = result.test_stack[0] if one else result.test_stack
+        ids, classes = np.array(test.ids), np.array(manifest.classes)
+        predicted: Arrays = {"ids": ids, "classes": classes, "probabilities": result.test_stack}
+        save_arrays(out / "test_probabilities.npz", {**names, **predicted})
+    save_arrays(out / "out_of_fold.npz", arrays if one else {**arrays, **names})
+    scores = [
+        {
+            "model": member.model,
+            "seed": member.seed,
+            "accuracy": alone.accuracy,
+            "macro_f1": alone.macro_f1,
+            "accuracy_by_fold": alone.accuracy_by_fold,
+            "best_epochs": alone.best_epochs,
+        }
+        for member in result.members
+        for alone in [result.of(member.model, seed=member.seed)]
+    ]
     summary = {
-        "accuracy": result.accuracy,
-        "macro_f1": result.macro_f1,
-        "accuracy_by_fold": [
-            float(correct[result.fold_of == fold].mean()) for fold in range(settings["n_splits"])
-        ],
-        "best_epochs": result.best_epochs,
+        **(scores[0] if one else {"members": scores}),
         "seconds": round(result.seconds, 1),
-        "classes": manifest.classes,
-        "data_sha256": manifest.digest(),
-        "settings": settings,
-        "versions": {
-            name: version(name) for name in ("lowres-vision", "torch", "timm", "lightning")
-        },
+        **data,
+        "versions": versions(),
+        "commit": commit(),
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def _save_arrays(path: Path, arrays: Arrays) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+    write_whole(out / "summary.json", text.encode())

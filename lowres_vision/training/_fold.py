@@ -1,8 +1,9 @@
 """One training run: fit a classifier, keep its best weights, predict with them."""
 
+import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,27 +12,53 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 
+from lowres_vision._checks import check_range
+from lowres_vision.training._advice import advice
+from lowres_vision.training._best import BestWeights, Monitor, scored_model
+from lowres_vision.training._checkpoint import PlainCheckpoints
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._data import PairsDataModule
-from lowres_vision.training._weights import load_weights, save_weights
+from lowres_vision.training._guard import NonFiniteGuard
+from lowres_vision.training._loggers import make_loggers
+from lowres_vision.training._ranks import pool_by_row
+from lowres_vision.training._resume import Resumable, StepSeeds
+from lowres_vision.training._usage import UsageRecord
+from lowres_vision.training._weights import load_weights
 
 Floats = npt.NDArray[np.float32]
-Monitor = Literal["val_loss", "val_accuracy", "val_macro_f1"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 class FoldRun:
-    """A Lightning run with its own directory, a progress bar, a CSV log and its best weights.
+    """A Lightning run with its own directory that can be killed and started again.
+
+    Where the directory has a checkpoint, :meth:`fit` goes on from it. On a CPU the outcome is, bit
+    for bit, that of a run that was never interrupted.
 
     Args:
-        directory: Gets ``metrics.csv``, ``best.safetensors`` and its ``.json``.
+        directory: Gets ``metrics.csv``, ``best.safetensors`` with its ``.json`` and, until the run
+            is trained, ``training.checkpoint``.
         epochs: Passes over the training samples.
         monitor: Score that chooses the epoch; ties keep the earlier one.
         precision: Lightning's name of the arithmetic.
         classes: Class names, stored with the weights.
+        seed: Seed of the model's own randomness in training, e.g. dropout.
+        about: Further words for the JSON beside the weights.
+        conditions: What loggers show as the parameters of the run.
+        accumulate: Batches whose gradients make one step.
+        clip_norm: Longest gradient that a step takes; None for no limit.
+        patience: Epochs without a better ``monitor`` after which training stops; None never stops.
+        keep: Number of best epochs whose weights are kept.
+        checkpoint_every: Optimiser steps between checkpoints within an epoch; None saves between
+            epochs only.
+        logger: A name of :func:`make_loggers`, or several; ``"csv"`` is ``metrics.csv``.
+        tags: Words that the loggers find the run by.
+        callbacks: Further callbacks; each run takes a copy.
+        devices: Devices of each node, as Lightning reads it.
+        strategy: How they share the work, as Lightning names it, e.g. ``"ddp"``.
+        num_nodes: Machines.
     """
 
     def __init__(
@@ -42,14 +69,56 @@ class FoldRun:
         monitor: Monitor,
         precision: Precision,
         classes: tuple[str, ...],
+        seed: int = 0,
+        about: dict[str, Any] | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        patience: int | None = None,
+        keep: int = 1,
+        checkpoint_every: int | None = None,
+        logger: str | Sequence[str] = "csv",
+        tags: Sequence[str] = (),
+        callbacks: Sequence[L.Callback] = (),
+        devices: int | str = 1,
+        strategy: str = "auto",
+        num_nodes: int = 1,
     ) -> None:
-        self._best = _BestWeights(directory / "best.safetensors", monitor, classes)
+        check_range("keep", keep, 1)
+        check_range("patience", 1 if patience is None else patience, 1)
+        check_range("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every, 1)
+        self.directory = directory
+        self.checkpoint = directory / "training.checkpoint"
+        self._precision = precision
+        self._best = BestWeights(
+            directory, monitor=monitor, keep=keep, about={**(about or {}), "classes": classes}
+        )
+        stopping: list[L.Callback] = []
+        if patience is not None:
+            mode = "min" if monitor == "val_loss" else "max"
+            stopping = [EarlyStopping(monitor, mode=mode, patience=patience)]
         with _quiet():
             self._trainer = L.Trainer(
                 max_epochs=epochs,
                 precision=precision,
-                logger=CSVLogger(directory.parent, name="", version=directory.name),
-                callbacks=[self._best, _ProgressBar(leave=True)],
+                accumulate_grad_batches=accumulate,
+                gradient_clip_val=clip_norm,
+                logger=make_loggers(logger, directory, tags=tags, settings=conditions),
+                callbacks=[
+                    StepSeeds(seed),
+                    self._best,
+                    _ProgressBar(leave=True),
+                    *stopping,
+                    *copy.deepcopy(list(callbacks)),
+                    UsageRecord(directory),
+                    NonFiniteGuard(directory),
+                    Resumable(self.checkpoint, every=checkpoint_every),
+                ],
+                plugins=[PlainCheckpoints()],
+                devices=devices,
+                strategy=strategy,
+                num_nodes=num_nodes,
+                use_distributed_sampler=False,  # the loaders share the batches out themselves
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
@@ -57,41 +126,54 @@ class FoldRun:
             )
 
     def fit(self, classifier: Classifier, data: PairsDataModule) -> int:
-        """Train, leave ``classifier`` with its best weights, and return the epoch they are of."""
-        with _quiet():
-            self._trainer.fit(classifier, datamodule=data)
-        return int(load_weights(classifier.model, self._best.path)["epoch"])
+        """Train, leave ``classifier`` with its best weights, and return the epoch they are of.
 
-    def predict(self, classifier: Classifier, loader: Any, rows: npt.NDArray[np.int64]) -> Floats:
+        Raises:
+            OSError: If the disk is full; what was saved before is intact.
+            torch.OutOfMemoryError: If a device or the machine has no memory left.
+            RuntimeError: If a loader process died.
+        """
+        resume = str(self.checkpoint) if self.checkpoint.exists() else None
+        with _quiet(), self._advice(data):
+            self._trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
+            self.wait()
+        return self.load_best(classifier)
+
+    def load_best(self, classifier: Classifier) -> int:
+        """Give ``classifier`` the best weights of a finished fit, and return their epoch."""
+        return int(load_weights(scored_model(classifier), self._best.path)["epoch"])
+
+    def wait(self) -> None:
+        """Wait until all processes of the run have come here."""
+        self._trainer.strategy.barrier()
+
+    def weights(self) -> list[str]:
+        """Return the names of the files of weights kept, the best first."""
+        return self._best.files()
+
+    def predict(
+        self,
+        classifier: Classifier,
+        data: PairsDataModule,
+        loader: Any,
+        rows: npt.NDArray[np.int64],
+    ) -> Floats:
         """Return ``(N, K)`` probabilities, after checking that they are of ``rows``, in order."""
-        with _quiet():
+        with _quiet(), self._advice(data):
             batches = self._trainer.predict(classifier, loader)
         assert batches is not None
-        found, probabilities = (torch.cat(parts).numpy() for parts in zip(*batches, strict=True))
-        if not np.array_equal(found, rows):
+        found, probabilities = pool_by_row(*map(torch.cat, zip(*batches, strict=True)))
+        if not np.array_equal(found.cpu().numpy(), rows):
             raise RuntimeError("the loader lost the order of its rows; its predictions are void")
-        return np.asarray(probabilities, dtype=np.float32)
+        return np.asarray(probabilities.cpu().numpy(), dtype=np.float32)
 
-
-class _BestWeights(L.Callback):
-    """Saves the model's weights after each epoch whose score is the best so far."""
-
-    def __init__(self, path: Path, monitor: Monitor, classes: tuple[str, ...]) -> None:
-        self.path, self.monitor, self.classes = path, monitor, classes
-        self.best = -np.inf
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        score = -scores[self.monitor] if self.monitor == "val_loss" else scores[self.monitor]
-        if not np.isfinite(scores["val_loss"]):
-            raise FloatingPointError(
-                f"val_loss is {scores['val_loss']} after epoch {trainer.current_epoch}; "
-                f"lower the learning rate, or train in 32-true"
-            )
-        if score > self.best:
-            self.best = score
-            about = {"epoch": trainer.current_epoch, "scores": scores, "classes": self.classes}
-            save_weights(module.model, self.path, **about)  # type: ignore[arg-type]
+    def _advice(self, data: PairsDataModule) -> Any:
+        return advice(
+            self.directory,
+            batch_size=data.batch_size,
+            precision=self._precision,
+            workers=data.workers,
+        )
 
 
 class _ProgressBar(RichProgressBar):
@@ -112,6 +194,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
+        # True of loaders that cannot be resumed; ours is told where to go on.
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended")
         try:
             yield
         finally:

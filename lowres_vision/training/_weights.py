@@ -14,7 +14,7 @@ from torch import nn
 from lowres_vision._files import write_whole
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike[str], **about: Any) -> None:
+def save_weights(model: nn.Module, path: str | os.PathLike[str], /, **about: Any) -> None:
     """Write ``model``'s weights to ``path`` and a JSON sidecar to ``path`` + ``.json``.
 
     Each file is written under another name, synced and renamed. The sidecar holds ``about``

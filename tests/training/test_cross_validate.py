@@ -119,6 +119,17 @@ def test_the_files_hold_the_result(run: dict, manifest: Manifest) -> None:
         "best.safetensors.json",
         "metrics.csv",
         "predictions.npz",
+        "run.json",
+        "usage.csv",
+    ]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "fold_0",
+        "fold_1",
+        "fold_2",
+        "ledger",
+        "out_of_fold.npz",
+        "summary.json",
+        "test_probabilities.npz",
     ]
 
 
@@ -218,9 +229,14 @@ def test_faults_are_told_before_training(manifest: Manifest, toy: Path, tmp_path
         cross_validate(manifest, never, out=tmp_path, test=unlabelled, held_out_resolution="high")
     with pytest.raises(ValueError, match="`precision` must be one of"):
         cross_validate(manifest, never, out=tmp_path, precision="8")  # type: ignore[arg-type]
-    (tmp_path / "summary.json").touch()
-    with pytest.raises(FileExistsError, match="already holds a run; name another directory"):
-        cross_validate(manifest, never, out=tmp_path)
+    with pytest.raises(ValueError, match=r"got \['a/b'\]"):
+        cross_validate(manifest, {"a/b": never}, out=tmp_path)
+    with pytest.raises(ValueError, match=r"`seeds` must be different ints, .* got \(1, 1\)"):
+        cross_validate(manifest, never, out=tmp_path, seeds=(1, 1))
+    for folds in (np.zeros(36, dtype=int), [0, 2] * 18, [0.5] * 36, [0, 1]):
+        with pytest.raises(ValueError, match="`folds` must give each of 36 rows a fold"):
+            cross_validate(manifest, never, out=tmp_path, folds=folds)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loss_that_diverges_stops_the_run(manifest: Manifest, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""Learning rates, their schedule, and what Lightning must not be asked to combine."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+
+def scale_rates(optimizer: Optimizer) -> None:
+    """Multiply the learning rate of each group by its ``lr_scale``, where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.pop("lr_scale", 1.0)
+
+
+def make_schedule(
+    optimizer: Optimizer,
+    trainer: L.Trainer,
+    schedule: str | Callable[[Any, int], LRScheduler],
+    warmup: float,
+) -> LRScheduler:
+    """Return the schedule over the steps of a run."""
+    steps = int(trainer.estimated_stepping_batches)
+    if not isinstance(schedule, str):
+        batches = int(trainer.num_training_batches)
+        return schedule(optimizer, -(-batches // trainer.accumulate_grad_batches))
+    warm = round(warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def accumulation_weight(trainer: L.Trainer, batch_index: int) -> float:
+    """Return by how much to multiply a batch's loss, which Lightning divides by the full number.
+
+    The last step of an epoch may accumulate fewer batches than the others; its gradient is to be
+    their mean all the same.
+    """
+    full = trainer.accumulate_grad_batches
+    last = trainer.num_training_batches % full
+    return full / last if last and batch_index >= trainer.num_training_batches - last else 1.0
+
+
+def refuse_combinations(
+    trainer: L.Trainer, optimizer: Optimizer, *, ema: bool, unfreeze: bool
+) -> None:
+    """Raise where Lightning would run but not do what is asked.
+
+    Raises:
+        ValueError: Naming the two that do not go together.
+    """
+    sharded = isinstance(trainer.strategy, FSDPStrategy)
+    if hasattr(optimizer, "in_second_pass"):
+        if trainer.accumulate_grad_batches > 1:
+            _refuse(
+                f"accumulate_grad_batches={trainer.accumulate_grad_batches}",
+                "only the last batch would be in the second pass",
+                "use larger batches, or 1",
+            )
+        if trainer.precision == "16-mixed":
+            _refuse(
+                "precision='16-mixed'",
+                "its scaler takes no closure, so the second pass would be left out",
+                "use 'bf16-mixed' or '32-true'",
+            )
+        if trainer.gradient_clip_val and trainer.gradient_clip_algorithm == "value":
+            _refuse(
+                "gradient_clip_algorithm='value'",
+                "it would turn the direction of the first pass",
+                "clip by 'norm', which keeps it",
+            )
+        if sharded:
+            _refuse("strategy='fsdp'", "the norm would be of one shard", "use 'ddp'")
+    if ema and sharded:
+        raise ValueError(
+            "`ema` does not go with strategy='fsdp', which shards the weights; use 'ddp'"
+        )
+    if unfreeze and trainer.world_size > 1:
+        raise ValueError(
+            f"`unfreeze` does not go with {trainer.world_size} processes, which settle at the "
+            f"start whose gradients they share; use one, or a run per stage"
+        )
+
+
+def _refuse(what: str, why: str, remedy: str) -> None:
+    raise ValueError(f"SAM does not go with {what}: {why}; {remedy}")
