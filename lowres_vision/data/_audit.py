@@ -27,7 +27,9 @@ from lowres_vision.data._audit_pool import inspect_files
 from lowres_vision.data._audit_worker import Inspection
 from lowres_vision.data._decode import MAX_PIXELS
 from lowres_vision.data._errors import Fault, limited
-from lowres_vision.data._manifest import Manifest, read_rows
+from lowres_vision.data._manifest import Manifest, read_folder_rows, read_rows
+
+_HIGH = "upscale_img_path"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class AuditReport:
     and the rest counted. ``str(report)`` is a summary with the first 20 of each.
 
     Attributes:
-        source: The CSV.
+        source: The CSV or folder.
         rows: Number of rows; 0 where the CSV could not be read as a table.
         files: Number of different files decoded or tried.
         faults: The faults.
@@ -109,7 +111,7 @@ def audit(
     path: str | os.PathLike[str],
     *,
     image: str = "img_path",
-    high_resolution: str = "upscale_img_path",
+    high_resolution: str = _HIGH,
     label: str = "label",
     id: str = "id",
     group: str | None = None,
@@ -133,9 +135,11 @@ def audit(
       one row.
 
     Args:
-        path: The CSV.
-        image: As for :meth:`Manifest.read_csv`, like all up to ``classes``.
-        high_resolution: See ``image``.
+        path: The CSV, or a folder as for :meth:`Manifest.read_folders`. The rows of a folder are
+            counted in the order of its manifest.
+        image: As for :meth:`Manifest.read_csv`, like all up to ``classes``; unused for a folder,
+            but for ``classes``, ``root`` and ``high_resolution``.
+        high_resolution: See ``image``. For a folder, the second tree.
         label: See ``image``.
         id: See ``image``.
         group: See ``image``.
@@ -149,7 +153,7 @@ def audit(
             to start.
 
     Raises:
-        FileNotFoundError: If ``path`` is not a file.
+        FileNotFoundError: If ``path`` is neither file nor folder.
         RuntimeError: If the decoding processes do not start.
 
     Example:
@@ -171,16 +175,23 @@ def audit(
     check_range("time_limit", time_limit, 0, open_low=True)
     workers = (os.cpu_count() or 1) if workers is None else workers
     check_range("workers", workers, 1)
-    manifest, faults = read_rows(
-        path,
-        image=image,
-        high_resolution=high_resolution,
-        label=label,
-        id=id,
-        group=group,
-        root=root,
-        classes=classes,
-    )
+    manifest: Manifest | None
+    if Path(path).is_dir():
+        high = None if high_resolution == _HIGH else high_resolution
+        manifest, faults = read_folder_rows(path, high_resolution=high, root=root, classes=classes)
+        names = ("images", "high_resolution")
+    else:
+        manifest, faults = read_rows(
+            path,
+            image=image,
+            high_resolution=high_resolution,
+            label=label,
+            id=id,
+            group=group,
+            root=root,
+            classes=classes,
+        )
+        names = (image, high_resolution)
     if manifest is None:
         return AuditReport(
             source=Path(path),
@@ -194,24 +205,25 @@ def audit(
         )
     columns = _inspect(
         manifest,
-        (image, high_resolution),
+        names,
         max_pixels=max_pixels,
         time_limit=time_limit,
         workers=workers,
     )
     low = columns[0]
     groups = duplicate_groups(low)
-    notes: list[Fault] = []
+    notes = [*manifest.notes]
     for column in columns:
         faults += limited(file_faults(column, min_side, max_aspect), column.name)
-        notes += limited(path_notes(column), column.name)
+        if manifest.label_column is not None:  # folders have had theirs
+            notes += limited(path_notes(column), column.name)
         notes += limited(file_notes(column), column.name)
     if len(columns) == 2:
         faults += limited(pair_faults(*columns))
         notes += limited(pair_notes(*columns))
     faults += limited(contradictions(low, manifest), low.name)
     notes += limited(duplicate_notes(low, groups), low.name)
-    notes += limited(class_notes(manifest), label)
+    notes += limited(class_notes(manifest), manifest.label_column)
     return AuditReport(
         source=manifest.source,
         rows=len(manifest),

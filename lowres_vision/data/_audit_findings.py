@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lowres_vision.data._audit_worker import Inspection
+from lowres_vision.data._cells import fold_name
 from lowres_vision.data._duplicates import near_duplicates
 from lowres_vision.data._errors import Fault
 from lowres_vision.data._manifest import Manifest
@@ -66,12 +67,12 @@ def file_notes(column: Column) -> Iterator[Fault]:
 
 
 def path_notes(column: Column) -> Iterator[Fault]:
-    """Yield paths that are one file to Windows and macOS, and two here."""
+    """Yield paths that are one file to Windows or macOS, and two here."""
     first: dict[str, tuple[int, str]] = {}
     for row, path in enumerate(column.paths, 1):
-        other_row, other = first.setdefault(path.casefold(), (row, path))
+        other_row, other = first.setdefault(fold_name(path), (row, path))
         if other != path:
-            reason = f"differs from {other} in row {other_row} in case only"
+            reason = f"differs from {other} in row {other_row} in case or Unicode form only"
             yield Fault(
                 reason, "rename one; not every system can tell them", row, column.name, path
             )

@@ -5,6 +5,7 @@ It runs apart because a decoder written in C may crash or hang on a damaged file
 """
 
 import hashlib
+import io
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from lowres_vision.data._decode import open_image, to_rgb
 from lowres_vision.data._duplicates import hash_thumbnail, thumbnail
-from lowres_vision.data._errors import DataError
+from lowres_vision.data._errors import DataError, Fault
 
 # Below this range of averaged grey levels a hash is of compression noise, not of the picture.
 _FLAT = 8
@@ -40,10 +41,10 @@ def inspect(path: str, *, max_pixels: int) -> Inspection:
     Raises:
         DataError: If :func:`lowres_vision.data.decode_image` would raise it.
     """
-    with open_image(path, max_pixels=max_pixels) as image:
+    data = _read(path)
+    with open_image(io.BytesIO(data), max_pixels=max_pixels) as image:
         rgb = to_rgb(image)
         animated = _is_animated(image)
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     grey = thumbnail(rgb)
     return Inspection(
         height=rgb.height,
@@ -52,7 +53,7 @@ def inspect(path: str, *, max_pixels: int) -> Inspection:
         animated=animated,
         flat=int(grey.max()) - int(grey.min()) < _FLAT,
         hash=hash_thumbnail(grey),
-        digest=digest,
+        digest=hashlib.sha256(data).hexdigest(),
     )
 
 
@@ -72,6 +73,14 @@ def serve() -> None:
     for line in sys.stdin:
         for path in json.loads(line):
             print(json.dumps(_answer(path, max_pixels)), file=answers, flush=True)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        fault = Fault(f"cannot be read ({error.strerror})", "put it back or mend its permissions")
+        raise DataError(path, [fault]) from None
 
 
 def _answer(path: str, max_pixels: int) -> Inspection | tuple[str, str]:

@@ -100,7 +100,8 @@ def thumbnail(image: Image.Image) -> npt.NDArray[np.uint8]:
 def hash_thumbnail(grey: npt.NDArray[np.uint8]) -> int:
     """Hash the 32 x 32 grey levels of :func:`thumbnail`."""
     waves = (_COSINES @ grey @ _COSINES.T).ravel()
-    return int(_BITS[waves > np.median(waves)].sum())
+    middle = np.sort(waves)[len(waves) // 2 - 1 :][:2].mean()  # `np.median` takes 20 us more
+    return int(_BITS[waves > middle].sum())
 
 
 def _close_pairs(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int64]:

@@ -40,13 +40,15 @@ class FoldRecord:
     """Folds with the settings that dealt them and the rows they were dealt to.
 
     The file is JSON with a line per row, the same bytes for the same seed and data. It holds the
-    SHA-256 of each image file and of the rows as a whole.
+    SHA-256 of each image file and of the rows as a whole. A record with a ``share`` is of one
+    hold-out: fold 0 is what is held out, -1 what is trained on.
     """
 
     n_splits: int
     shuffle: bool
     seed: int
     rows: tuple[FoldRow, ...]
+    share: float | None = None
     source: str = "folds"
 
     @classmethod
@@ -71,6 +73,7 @@ class FoldRecord:
             "n_splits": self.n_splits,
             "shuffle": self.shuffle,
             "seed": self.seed,
+            **({} if self.share is None else {"share": self.share}),
             "rows_sha256": _digest(self.rows),
             "columns": FoldRow._fields,
         }
@@ -98,7 +101,14 @@ class FoldRecord:
             rows = tuple(FoldRow(*row) for row in found["rows"])
             if _digest(rows) != found["rows_sha256"]:
                 raise ValueError("its rows are not those it was written with")
-            return cls(found["n_splits"], found["shuffle"], found["seed"], rows, str(path))
+            return cls(
+                n_splits=found["n_splits"],
+                shuffle=found["shuffle"],
+                seed=found["seed"],
+                rows=rows,
+                share=found.get("share"),
+                source=str(path),
+            )
         except (ValueError, KeyError, TypeError) as error:
             told = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             fault = Fault(f"is no file of saved folds: {told}", "deal and save the folds anew")

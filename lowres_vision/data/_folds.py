@@ -101,12 +101,8 @@ class StratifiedFolds:
         Raises:
             ValueError: As :meth:`split`, with two folds.
         """
-        share = 1 / self.n_splits if share is None else share
-        check_range("share", share, 0, open_low=True)
-        if share >= 1:
-            raise ValueError(f"`share` must be < 1, got {share}")
-        side = self._deal(y, groups, np.array([1 - share, share]))
-        return np.flatnonzero(side == 0), np.flatnonzero(side == 1)
+        held_out = self._hold_out(y, groups, 1 / self.n_splits if share is None else share)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
     def repeated(self, times: int) -> tuple[Self, ...]:
         """Return ``times`` ways to fold, each with a seed of its own; the first has this seed.
@@ -127,7 +123,13 @@ class StratifiedFolds:
             for seed in [self.seed, *seeds[1:]]
         )
 
-    def assign(self, manifest: Manifest, *, groups: Sequence[Hashable] | None = None) -> Indices:
+    def assign(
+        self,
+        manifest: Manifest,
+        *,
+        groups: Sequence[Hashable] | None = None,
+        share: float | None = None,
+    ) -> Indices:
         """Return the fold ``(N,)`` of each row; linked rows stay whole.
 
         Every file is read once, to find files that stand twice. Folds that were loaded are
@@ -136,15 +138,19 @@ class StratifiedFolds:
         Args:
             manifest: Labelled rows.
             groups: ``(N,)`` further groups to keep whole, as in :func:`linked_rows`.
+            share: Deal one hold-out of this share, as :meth:`hold_out`, in place of folds: 0 for
+                the rows held out, -1 for those that are always trained on.
 
         Raises:
             DataError: If the manifest is unlabelled, or as :meth:`split`, with the class named;
                 of loaded folds, as :meth:`verify`.
+            ValueError: If ``share`` is not that of the loaded folds.
         """
+        _check_share(share)
         if self._record is not None:
-            return self._record.check(manifest, groups)
+            return self._loaded(self._record, manifest, groups, share)
         manifest.require_labels()
-        return self._assign(manifest, file_digests(manifest), groups)
+        return self._assign(manifest, file_digests(manifest), groups, share)
 
     def save(
         self,
@@ -152,19 +158,27 @@ class StratifiedFolds:
         manifest: Manifest,
         *,
         groups: Sequence[Hashable] | None = None,
+        share: float | None = None,
     ) -> Indices:
         """Assign as :meth:`assign`, write the folds to ``path`` (JSON) and return them.
 
         The file holds the settings and, by row, id, label, group, the SHA-256 of its files and
         its fold: the same bytes for the same seed and data.
         """
+        _check_share(share)
         manifest.require_labels()
         digests = file_digests(manifest)
         if self._record is not None:
-            fold_of = self._record.check(manifest, groups)
+            fold_of = self._loaded(self._record, manifest, groups, share)
+            share = self._record.share
         else:
-            fold_of = self._assign(manifest, digests, groups)
-        settings = {"n_splits": self.n_splits, "shuffle": self.shuffle, "seed": self.seed}
+            fold_of = self._assign(manifest, digests, groups, share)
+        settings = {
+            "n_splits": self.n_splits,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "share": share,
+        }
         FoldRecord.of(manifest, digests, fold_of, settings).write(path)
         return fold_of
 
@@ -195,16 +209,42 @@ class StratifiedFolds:
             raise ValueError("only folds from `StratifiedFolds.load` can be verified")
         self._record.check(manifest, groups)
 
+    @staticmethod
+    def _loaded(
+        record: FoldRecord,
+        manifest: Manifest,
+        groups: Sequence[Hashable] | None,
+        share: float | None,
+    ) -> Indices:
+        if share not in (None, record.share):
+            raise ValueError(
+                f"`share` must be that of the loaded folds, {record.share}, got {share}"
+            )
+        return record.check(manifest, groups)
+
     def _assign(
-        self, manifest: Manifest, digests: Digests, groups: Sequence[Hashable] | None
+        self,
+        manifest: Manifest,
+        digests: Digests,
+        groups: Sequence[Hashable] | None,
+        share: float | None,
     ) -> Indices:
         names = np.asarray(manifest.classes)[manifest.labels]
         linked = link(manifest, digests, groups)
         try:
-            return self._deal(names, linked)
+            if share is None:
+                return self._deal(names, linked)
+            return np.where(self._hold_out(names, linked, share), 0, -1)
         except ValueError as error:
             reason, _, remedy = str(error).partition("; ")
             raise DataError(manifest.source, [Fault(reason, remedy)]) from None
+
+    def _hold_out(
+        self, y: npt.ArrayLike, groups: Sequence[object] | Indices | None, share: float
+    ) -> npt.NDArray[np.bool_]:
+        _check_share(share)
+        side = self._deal(y, groups, np.array([1 - share, share]))
+        return side.astype(bool)
 
     def _deal(
         self,
@@ -241,6 +281,14 @@ class StratifiedFolds:
                     f"use fewer folds than {folds}, smaller groups or another seed"
                 )
         return fold_of
+
+
+def _check_share(share: float | None) -> None:
+    if share is None:
+        return
+    check_range("share", share, 0, open_low=True)
+    if share >= 1:
+        raise ValueError(f"`share` must be < 1, got {share}")
 
 
 def _refuse_rare(

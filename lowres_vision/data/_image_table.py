@@ -54,7 +54,13 @@ class ImageTable:
             flat = torch.from_numpy(np.concatenate([self._pixels[span] for span in spans]))
         if len(set(shapes)) == 1:
             return flat.view(-1, *shapes[0])
-        return [part.view(s) for part, s in zip(flat.split(lengths), shapes, strict=True)]
+        parts = torch.split(flat, lengths)
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def missing(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return those of ``numbers`` that are not there."""
+        absent: npt.NDArray[np.int64] = numbers[self.sizes[numbers, 0] == 0]
+        return absent
 
 
 def hold(
@@ -70,9 +76,11 @@ def hold(
     for number, pixels in images:
         starts[number] = len(buffer)
         sizes[number] = pixels.shape[1:]
-        buffer += memoryview(np.ascontiguousarray(pixels)).cast("B")
+        buffer += np.ascontiguousarray(pixels).data
     held = np.frombuffer(buffer, dtype=np.uint8)
     if torch.device(device).type == "cpu":
         return ImageTable(held, starts, sizes)
-    on_device = torch.from_numpy(held).to(device) if len(held) else torch.empty(0, dtype=torch.uint8)
+    on_device = (
+        torch.from_numpy(held).to(device) if len(held) else torch.empty(0, dtype=torch.uint8)
+    )
     return ImageTable(on_device, starts, sizes)

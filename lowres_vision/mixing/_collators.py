@@ -252,7 +252,7 @@ class MixCollator:
         return self.collators[int(torch.multinomial(weights, 1, generator=generator))](samples)
 
 
-def _stack(images: list[Tensor]) -> Tensor:
+def _stack(images: Tensor | list[Tensor]) -> Tensor:
     stacked = stack_images(images)
     if isinstance(stacked, Tensor):
         return stacked
@@ -267,7 +267,10 @@ def _stack(images: list[Tensor]) -> Tensor:
 def _apply(images: Tensor, mix: Mix, size: tuple[int, int]) -> Tensor:
     """Mix images with a draw for ``size``, which need not be theirs."""
     height, width = images.shape[-2:]
-    return mix_images(images, scale_mix(mix, size, (height, width)))
+    partner, lam, box = scale_mix(mix, size, (height, width))
+    device = images.device  # draws are made on the CPU, images may lie elsewhere
+    box = None if box is None else box.to(device)
+    return mix_images(images, Mix(partner.to(device), lam.to(device), box))
 
 
 def _generator(seed: int, name: str, fields: Fields) -> torch.Generator:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lowres_vision._batch import Pair, Sample
+from lowres_vision._batch import Fetched, Pair, Sample
 
 
 class Fields(NamedTuple):
-    """Samples, field by field: one list of images, or two of pairs; rows where there are any."""
+    """Samples, field by field: one column of images, or two of pairs; rows where there are any."""
 
-    images: list[list[Tensor]]
+    images: Sequence[Tensor | list[Tensor]]
     targets: list[int | Tensor]
     rows: list[int] | None
 
@@ -39,6 +39,8 @@ def read_samples(samples: Sequence[Any]) -> Fields:
     """Return the fields of ``Sample``, ``Pair`` or ``(image, target)`` samples."""
     if not samples:
         raise ValueError("`samples` must hold at least one sample, got none")
+    if isinstance(samples, Fetched):
+        return Fields(samples.images, samples.targets.tolist(), samples.rows.tolist())
     kinds = {type(sample) for sample in samples}
     first = samples[0]
     if len(kinds) == 1 and isinstance(first, Sample | Pair):

@@ -124,6 +124,68 @@ def test_the_command_ends_with_2_on_faults(
         main(["audit", str(tmp_path / "nothing.csv")])
 
 
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Two trees of three classes, four images each, of noise."""
+    random = np.random.default_rng(0)
+    for name in ("tit", "rail", "hoopoe"):
+        for kind in ("low", "high"):
+            (tmp_path / kind / name).mkdir(parents=True)
+        for number in range(4):
+            small = random.integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+            Image.fromarray(small).save(tmp_path / "low" / name / f"{number}.png")
+            large = Image.fromarray(small).resize((64, 64), Image.Resampling.NEAREST)
+            large.save(tmp_path / "high" / name / f"{number}.jpg", quality=95)
+    return tmp_path
+
+
+def test_folders_are_audited_like_a_table(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low, high = folders / "low", folders / "high"
+    shutil.copy(high / "tit/0.jpg", high / "tit/1.jpg")
+    (low / "rail/2.png").write_bytes(b"<html>")
+    (low / "hoopoe/notes.txt").write_text("seen in May")
+    report = audit(low, high_resolution=str(high), workers=1)
+    assert (report.rows, report.files) == (12, 24)
+    assert [(fault.row, fault.path) for fault in report.faults] == [
+        (7, "low/rail/2.png"),
+        (10, "low/tit/1.png"),
+    ]
+    assert "shows another picture than its `high_resolution`" in report.faults[1].reason
+    assert [note.path for note in report.notes] == ["low/hoopoe/notes.txt"]
+    assert report.class_counts == {"hoopoe": 4, "rail": 4, "tit": 4}
+    assert report.sizes["high_resolution"] == {(64, 64): 12}
+    assert main(["audit", str(high), "--workers", "1"]) == 0
+    assert "12 rows, 12 files, 3 classes; 0 faults, 1 notes" in capsys.readouterr().out
+
+
+def test_folds_are_dealt_and_verified_by_command(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low, file = folders / "low", folders / "folds.json"
+    both = [str(low), str(file), "--high-resolution", str(folders / "high")]
+    assert main(["deal", *both, "--splits", "2", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "        fold 0  fold 1",
+        "hoopoe       2       2",
+        "rail         2       2",
+        "tit          2       2",
+    ]
+    assert main(["verify", *both]) == 0
+    assert "is what" in capsys.readouterr().out
+    (low / "tit/0.png").write_bytes(b"another picture")
+    assert main(["verify", *both]) == 2
+    assert "low/tit/0.png: low-resolution file has changed" in capsys.readouterr().err
+    assert main(["deal", str(folders / "high"), str(file), "--share", "0.25"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "hoopoe           3         1"
+    for wrong in (["--splits", "9"], ["--share", "0.01", "--label", "x"]):
+        code = main(["deal", str(folders / "high"), str(file), *wrong])
+        assert code == (2 if "9" in wrong else 0)
+    with pytest.raises(SystemExit, match="2"):
+        main(["deal", str(folders / "high"), str(file), "--share", "2"])
+
+
 def test_crash_and_hang_cost_one_file_each(tmp_path: Path) -> None:
     names = ["a.png", "crash.png", "b.png", "hang.png", "c.png"]
     for name in names:

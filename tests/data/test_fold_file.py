@@ -216,3 +216,40 @@ def test_a_file_cut_anywhere_is_refused(folder: Path) -> None:
         (folder / "folds.json").write_bytes(whole[:length])
         with pytest.raises(DataError, match="is no file of saved folds"):
             StratifiedFolds.load(folder / "folds.json")
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_hold_out_is_saved_and_verified_like_folds(folder: Path, share: float) -> None:
+    manifest = read(folder, group="series")
+    path = folder / "folds.json"
+    dealt = StratifiedFolds(seed=3).save(path, manifest, share=share)
+    assert set(dealt) == {-1, 0}
+    assert np.array_equal(StratifiedFolds(seed=3).assign(manifest, share=share), dealt)
+    held_out = np.flatnonzero(dealt == 0)
+    names = np.array(manifest.classes)[manifest.labels]
+    linked = [int(series) for series in manifest.groups or ()]
+    expected = StratifiedFolds(seed=3).hold_out(names, linked, share=share)[1]
+    assert np.array_equal(held_out, expected)
+    assert abs(len(held_out) - 36 * share) <= 2
+
+    folds = StratifiedFolds.load(path)
+    folds.verify(manifest)
+    assert np.array_equal(folds.assign(manifest), dealt)
+    assert np.array_equal(folds.assign(manifest, share=share), dealt)
+    folds.save(folder / "copy.json", manifest)
+    assert (folder / "copy.json").read_bytes() == path.read_bytes()
+    assert json.loads(path.read_text(encoding="utf-8"))["share"] == share
+    with pytest.raises(ValueError, match=rf"`share` must be that of the loaded folds, {share}, g"):
+        folds.assign(manifest, share=0.1)
+    (folder / "train/TRAIN_00008.png").write_bytes(b"another picture")
+    assert told(folds, manifest) == [
+        "row 9, train/TRAIN_00008.png: low-resolution file has changed"
+    ]
+
+
+def test_a_share_is_checked_before_files_are_read(folder: Path) -> None:
+    manifest = read(folder)
+    shutil.rmtree(folder / "train")
+    for share in (0, 1, float("nan")):
+        with pytest.raises(ValueError, match="`share` must be"):
+            StratifiedFolds().assign(manifest, share=share)
