@@ -25,9 +25,9 @@ from lowres_vision.data._audit_findings import (
 )
 from lowres_vision.data._audit_pool import inspect_files
 from lowres_vision.data._audit_worker import Inspection
-from lowres_vision.data._decode import MAX_PIXELS
 from lowres_vision.data._errors import Fault, limited
 from lowres_vision.data._manifest import Manifest, read_folder_rows, read_rows
+from lowres_vision.data._open import MAX_PIXELS
 
 _HIGH = "upscale_img_path"
 
@@ -149,8 +149,7 @@ def audit(
         max_aspect: Largest ratio of the sides that is no fault.
         max_pixels: As for :func:`decode_image`.
         time_limit: Seconds that decoding one file may take.
-        workers: Number of decoding processes; default is one per processor. Each takes seconds
-            to start.
+        workers: Number of decoding processes; default is one per processor.
 
     Raises:
         FileNotFoundError: If ``path`` is neither file nor folder.

@@ -17,13 +17,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 
 from lowres_vision.data._audit_worker import Inspection
 from lowres_vision.data._errors import Fault
 
 _CHUNK = 64
 _REMEDY = "replace the file or drop its row"
-_PROGRAM = "from lowres_vision.data._audit_worker import serve; serve()"
+# The package's own `__init__` is passed over: it loads PyTorch, which takes a process seconds and
+# which decoding does without.
+_PROGRAM = """
+import sys, types
+package = sys.modules["lowres_vision.data"] = types.ModuleType("lowres_vision.data")
+package.__path__ = [sys.argv[2]]
+from lowres_vision.data._audit_worker import serve
+serve()
+"""
 
 
 def inspect_files(
@@ -56,7 +65,7 @@ def inspect_files(
     workers = min(workers, tasks.qsize())
     if not workers:
         return []
-    command = [sys.executable, "-c", program, str(max_pixels)]
+    command = [sys.executable, "-c", program, str(max_pixels), str(Path(__file__).parent)]
     pool = [_Worker(command, paths, answers, tasks) for _ in range(workers)]
     with ThreadPoolExecutor(workers) as threads:
         jobs = [threads.submit(worker.run) for worker in pool]

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from lowres_vision.data._decode import open_image, to_rgb
 from lowres_vision.data._duplicates import hash_thumbnail, thumbnail
 from lowres_vision.data._errors import DataError, Fault
+from lowres_vision.data._open import open_image, to_rgb
 
 # Below this range of averaged grey levels a hash is of compression noise, not of the picture.
 _FLAT = 8

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lowres_vision._checks import check_choice
-from lowres_vision.data._decode import open_image, upright_size
 from lowres_vision.data._errors import DataError, Fault, limited
 from lowres_vision.data._manifest import Manifest
+from lowres_vision.data._open import open_image, upright_size
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowres_vision.data._decode import open_image, to_rgb
 from lowres_vision.data._errors import DataError
 from lowres_vision.data._image_table import Pixels
+from lowres_vision.data._open import open_image, to_rgb
 
 _AT_ONCE = 256  # files in flight, so that memory does not grow with the data
 UNREADABLE = b"\0" * 32

@@ -6,11 +6,14 @@ than 10.
 """
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:  # the processes of an audit do without
+    from torch import Tensor
 
 _SIDE = 32
 _BANDS = 8
@@ -20,7 +23,7 @@ _COSINES = np.cos(np.pi / _SIDE * np.outer(np.arange(1, _BANDS + 1), np.arange(_
 _BITS = np.uint64(1) << np.arange(_BANDS**2, dtype=np.uint64)
 
 
-def perceptual_hash(image: Tensor) -> int:
+def perceptual_hash(image: "Tensor") -> int:
     """Hash a picture to 64 bits that survive shrinking, recompression and changes of brightness.
 
     The picture is averaged to 32 x 32 grey levels; a bit tells whether one of the 8 x 8 lowest

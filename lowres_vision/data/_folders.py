@@ -13,8 +13,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from lowres_vision.data._cells import DataFolder, fold_name, fold_stem, label_twins, unknown_class
-from lowres_vision.data._decode import FORMATS, open_image
 from lowres_vision.data._errors import DataError, Fault, limited
+from lowres_vision.data._open import FORMATS, open_image
 
 SPLITS = ("train", "val", "test")
 

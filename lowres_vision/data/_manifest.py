@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,90 @@ class Manifest:
             found = ", ".join(repr(value) for value in sorted(set(cells))[:20])
             raise ValueError(f"`values` of {column!r} must be among {found}, got {unknown}")
         return np.flatnonzero([cell in values for cell in cells])
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "Manifest":
+        """Return a manifest of those rows, in that order, with the same classes.
+
+        ``manifest.take(manifest.rows("split", "test"))``, say, where one CSV holds two sets.
+
+        Raises:
+            IndexError: If a row is outside the manifest.
+            ValueError: If a row repeats.
+        """
+        chosen = np.asarray(rows, dtype=np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(
+                f"`rows` must be in 0..{len(self) - 1}, got {chosen.min()}..{chosen.max()}"
+            )
+        if len(np.unique(chosen)) != len(chosen):
+            raise ValueError("`rows` must not repeat a row")
+
+        def pick(column: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(column[row] for row in chosen)
+
+        return replace(
+            self,
+            low=pick(self.low),
+            high=None if self.high is None else pick(self.high),
+            ids=pick(self.ids),
+            labels=self.labels[chosen],
+            groups=None if self.groups is None else pick(self.groups),
+            columns={name: pick(column) for name, column in self.columns.items()},
+        )
+
+    @staticmethod
+    def join(manifests: "Iterable[Manifest]") -> "Manifest":
+        """Return the rows of several manifests, one after another.
+
+        Training and validation rows of :meth:`read_splits`, say, with folds that say which is
+        which. Columns that not all of them have are left out.
+
+        Raises:
+            ValueError: If there is none, roots or classes differ, an id repeats, or only some have
+                high resolution or groups.
+        """
+        parts = tuple(manifests)
+        if not parts:
+            raise ValueError("`manifests` must hold at least one manifest, got none")
+        first = parts[0]
+        for part in parts[1:]:
+            for what in ("root", "classes"):
+                if getattr(part, what) != getattr(first, what):
+                    raise ValueError(
+                        f"`manifests` must have one `{what}`: {first.source} has "
+                        f"{getattr(first, what)}, {part.source} {getattr(part, what)}"
+                    )
+            for what in ("high", "groups"):
+                if (getattr(part, what) is None) != (getattr(first, what) is None):
+                    raise ValueError(f"`manifests` must all have `{what}`, or none of them")
+        ids = Counter(id for part in parts for id in part.ids)
+        if repeated := [id for id, count in ids.items() if count > 1]:
+            raise ValueError(
+                f"`manifests` must have different ids, {repeated[0]!r} stands in two "
+                f"({len(repeated)} ids do)"
+            )
+
+        def chain(name: str) -> tuple[str, ...]:
+            return tuple(cell for part in parts for cell in getattr(part, name))
+
+        shared = [name for name in first.columns if all(name in part.columns for part in parts)]
+        return replace(
+            first,
+            low=chain("low"),
+            high=None if first.high is None else chain("high"),
+            ids=chain("ids"),
+            labels=np.concatenate([part.labels for part in parts]),
+            groups=None if first.groups is None else chain("groups"),
+            nulls={
+                name: sum(part.nulls.get(name, 0) for part in parts)
+                for name in dict.fromkeys(name for part in parts for name in part.nulls)
+            },
+            columns={
+                name: tuple(cell for part in parts for cell in part.columns[name])
+                for name in shared
+            },
+            notes=tuple(note for part in parts for note in part.notes),
+        )
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of rows of each class, in class order."""

@@ -10,10 +10,12 @@ from PIL import Image
 
 from lowres_vision.data import AuditReport, Manifest, audit, linked_rows
 from lowres_vision.data.__main__ import main
-from lowres_vision.data._audit_pool import inspect_files
+from lowres_vision.data._audit_pool import _PROGRAM, inspect_files
 from lowres_vision.data._audit_worker import Inspection
 
-TRAP = """
+TRAP = (
+    _PROGRAM.rpartition("from ")[0]
+    + """
 import os, time
 from lowres_vision.data import _audit_worker as worker
 inspect = worker.inspect
@@ -27,6 +29,7 @@ def trapped(path, **options):
 worker.inspect = trapped
 worker.serve()
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +205,16 @@ def test_crash_and_hang_cost_one_file_each(tmp_path: Path) -> None:
     assert [type(answer) for answer in found[::2]] == [Inspection] * 3
     assert str(found[1]).startswith("kills its decoder (SIGABRT)")
     assert str(found[3]).startswith("takes too long to decode")
+
+
+def test_the_processes_do_without_pytorch(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    program = _PROGRAM.replace("serve()\n", "assert 'torch' not in sys.modules\nserve()\n")
+    assert program != _PROGRAM
+    (found,) = inspect_files(
+        [str(tmp_path / "a.png")], max_pixels=2**24, time_limit=10, workers=1, program=program
+    )
+    assert isinstance(found, Inspection)
 
 
 def test_a_process_that_does_not_start_says_why() -> None:
