@@ -77,3 +77,40 @@ def test_birds_beit_names_the_fault_in_the_users_files(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+SCRIPTS = {  # script: what its table says of a row that --quick trains
+    "birds_multiresolution.py": "vote, out of fold: ",
+    "cifar10_resizer.py": "| cbam-cutmix | ",
+    "landmark_gem_arcface.py": "| 12 | ",
+    "painters_tinyvit.py": "| SFCA | ",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_quick(script: str, tmp_path: Path) -> None:
+    done = run(script, "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert SCRIPTS[script] in done.stdout
+    again = run(script, "--quick", "--out", tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    assert "Epoch" not in again.stdout  # what is finished is read back
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_data_is_asked_for(script: str, tmp_path: Path) -> None:
+    done = run(script, "--out", tmp_path)
+    assert done.returncode != 0
+    assert "give --data FOLDER, or --quick" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_row_runs(script: str, tmp_path: Path) -> None:
+    done = run(script, "--quick", "--table", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:]
+    help_text = run(script, "--help").stdout
+    assert len(rows) >= 8
+    assert all(line.split("|")[1].strip() in help_text for line in rows)
