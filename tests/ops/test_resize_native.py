@@ -205,7 +205,8 @@ def test_opcheck(paste, channels_last):
     rest = ("bicubic", True, torch.float32, channels_last, *mix, paste)
     opcheck(resize_op, (images, 7, 8, *settings, *rest))
     opcheck(resize_op, (images.detach().to(torch.uint8), 7, 8, *settings, *rest))
-    opcheck(resize_ragged_op, (list(images.detach()), 7, 8, *settings, *rest))
+    ragged = [image.clone().requires_grad_() for image in images.detach()]
+    opcheck(resize_ragged_op, (ragged, 7, 8, *settings, *rest))
     out = torch.empty(3, 2, 7, 8)
     opcheck(
         resize_out_op,
@@ -332,6 +333,25 @@ def test_ragged_list_equals_each_image_alone():
         assert torch.equal(out, ours)
 
 
+@pytest.mark.parametrize("paste", [None, torch.tensor([[0, 0, 2, 3], [1, 1, 9, 9], [2, 2, 0, 1]])])
+def test_ragged_gradients_equal_the_references(paste):
+    shapes = ((8, 9), (1, 30), (40, 5))
+    boxes = torch.tensor([[1.0, 2.0, 5.0, 6.0], [0.0, 3.5, 1.0, 20.0], [0.0, 0.0, 40.0, 5.0]])
+    mix = Mix(torch.tensor([2, 0, 0]), torch.tensor([0.1, 0.4, 0.9]), paste)
+    results = []
+    for impl in ("native", "reference"):
+        generator = torch.Generator().manual_seed(0)
+        images = [torch.rand(2, *shape, generator=generator).requires_grad_() for shape in shapes]
+        flip = torch.tensor([True, False, True])
+        y = resize(images, (6, 7), boxes=boxes, flip=flip, std=[0.5, 2.0], mix=mix, impl=impl)
+        first = torch.autograd.grad((y**2).sum(), images, create_graph=True)
+        second = torch.autograd.grad(sum((g**3).sum() for g in first), images)
+        results.append((y, *first, *second))
+    for ours, expected in zip(*results, strict=True):
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(ours, expected, rtol=0, atol=64 * EPS32 * scale)
+
+
 @pytest.mark.parametrize("paste", [None, torch.tensor([[0, 0, 2, 3], [1, 1, 9, 9]])])
 def test_vmap_equals_a_loop(paste):
     images = torch.rand(4, 2, 3, 6, 5)
@@ -354,6 +374,42 @@ def test_batched_gradients_equal_a_loop():
     )
     loop = [torch.autograd.grad(y, images, v, retain_graph=True)[0] for v in directions]
     torch.testing.assert_close(batched, torch.stack(loop))
+
+
+def test_writing_into_out_is_seen_by_autograd():
+    images, out = torch.rand(2, 3, 5, 5), torch.rand(2, 3, 9, 9)
+    weight = torch.rand(2, 3, 9, 9, requires_grad=True)
+    product = (weight * out).sum()
+    resize(images, 9, out=out, impl="native")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_the_short_way_and_the_operator_agree():
+    images, (boxes, flip, *_), mix = small_case(requires_grad=False)
+    arguments = {"boxes": boxes, "flip": flip, "mean": (0.1, 0.2), "mix": Mix(*mix)}
+    direct = resize(images, 9, **arguments, impl="native")
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        watched = resize(images, 9, **arguments, impl="native")
+    assert torch.equal(watched, direct)
+    assert any("lowres_vision.resize" in name for name in seen)
+    assert torch.equal(resize(images.requires_grad_(), 9, **arguments, impl="native"), direct)
+
+
+def test_mean_and_std_as_numbers_and_as_tensors_agree():
+    images = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    for given in ({"mean": mean}, {"std": std}, {"mean": mean, "std": std}, {}):
+        tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in given.items()}
+        for x in (images, images / 255):
+            assert torch.equal(resize(x, 6, **given), resize(x, 6, **tensors))
 
 
 def test_function_transforms_take_the_reference():

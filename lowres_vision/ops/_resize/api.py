@@ -17,7 +17,13 @@ from lowres_vision.ops._resize.checks import (
     check_per_image,
     check_rounding,
 )
-from lowres_vision.ops._resize.operator import resize_op, resize_out_op, resize_ragged_op
+from lowres_vision.ops._resize.operator import (
+    resize_op,
+    resize_out_op,
+    resize_ragged_op,
+    resize_undispatched,
+    undispatched,
+)
 from lowres_vision.ops._resize.reference import compose, exporting
 from lowres_vision.ops._resize.rounded import resize_uint8
 
@@ -162,12 +168,15 @@ def resize(
             return out.copy_(result)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return result.to(dtype).contiguous(memory_format=layout)
+    if undispatched(items):
+        rest = (height, width, settings, dtype, channels_last, mixing)
+        return resize_undispatched(out, items, *rest, ragged=ragged)
     if out is not None:
         resize_out_op(out, list(items), ragged, *settings, *mixing)
         return out
-    rest = (height, width, *settings, dtype, channels_last, *mixing)
-    result = resize_ragged_op(list(items), *rest) if ragged else resize_op(items[0], *rest)
-    return cast(Tensor, result)
+    arguments = (height, width, *settings, dtype, channels_last, *mixing)
+    operator, source = (resize_ragged_op, list(items)) if ragged else (resize_op, items[0])
+    return cast(Tensor, operator(source, *arguments))
 
 
 def resize_implementation() -> str:
@@ -194,7 +203,7 @@ def _kernel_serves(
     differentiable = torch.is_grad_enabled() and any(item.requires_grad for item in items)
     on_cpu = items[0].device.type == "cpu"
     if on_cpu:
-        serves = not (ragged and differentiable) and native.serves(items, dtype, *size)
+        serves = native.serves(items, dtype, *size)
     else:
         serves = cuda.serves(items, dtype, *size, ragged=ragged)
     if impl == "triton":
@@ -211,9 +220,9 @@ def _kernel_serves(
     if impl == "native":
         if not (on_cpu and serves):
             raise RuntimeError(
-                "`impl`='native' needs the built kernel, tensors on the CPU, no float64, and a "
-                f"batch where gradients are wanted; got {items[0].dtype} on {items[0].device} to "
-                f"{dtype}, kernel {'built' if native.available() else 'not built'}"
+                "`impl`='native' needs the built kernel and tensors on the CPU, no float64; got "
+                f"{items[0].dtype} on {items[0].device} to {dtype}, kernel "
+                f"{'built' if native.available() else 'not built'}"
             )
         return True
     # torch.func differentiates torch's own operators alone.
@@ -229,25 +238,37 @@ def _affine(
     std: Sequence[float] | Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (C,) gain and bias with ``gain * image + bias == (image / range - mean) / std``."""
-    mean = _per_channel("mean", mean, channels, image)
-    std = _per_channel("std", std, channels, image)
-    gain = None if std is None else 1 / std
-    bias = None if mean is None else -mean if gain is None else -mean * gain
-    if image.dtype == torch.uint8:
-        gain = image.new_full((channels,), 1.0, dtype=torch.float64) if gain is None else gain
-        gain = gain / 255
-    return gain, bias
+    for name, value in (("mean", mean), ("std", std)):
+        shape = (channels,) if value is None else _shape(value)
+        if shape != (channels,):
+            raise ValueError(f"`{name}` must have shape ({channels},), got {shape}")
+    whole = 255.0 if image.dtype == torch.uint8 else 1.0
+    if isinstance(mean, Tensor) or isinstance(std, Tensor):
+        shift, scale = _constant(mean, image), _constant(std, image)
+        if scale is None and whole == 1:
+            return None, None if shift is None else -shift
+        if scale is None:
+            scale = torch.ones(channels, dtype=torch.float64, device=image.device)
+        return 1 / (whole * scale), None if shift is None else -shift / scale
+    # Plain numbers stay so: eight operations on tensors of three would cost 20 us.
+    scales = [1.0] * channels if std is None else [float(value) for value in std]
+    plain = std is None and whole == 1
+    gain = None if plain else [1 / (whole * scale) for scale in scales]
+    bias = None
+    if mean is not None:
+        bias = [-float(shift) / scale for shift, scale in zip(mean, scales, strict=True)]
+    return _constant(gain, image), _constant(bias, image)
 
 
-def _per_channel(
-    name: str, value: Sequence[float] | Tensor | None, channels: int, image: Tensor
-) -> Tensor | None:
+def _shape(value: Sequence[float] | Tensor) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else (len(value),)
+
+
+def _constant(value: Sequence[float] | Tensor | None, image: Tensor) -> Tensor | None:
     if value is None:
         return None
     if not isinstance(value, Tensor):
-        value = torch.tensor(value, dtype=torch.float64)
-    if value.shape != (channels,):
-        raise ValueError(f"`{name}` must have shape ({channels},), got {tuple(value.shape)}")
+        return torch.tensor(value, dtype=torch.float64, device=image.device)
     return value.detach().to(device=image.device, dtype=torch.float64)
 
 

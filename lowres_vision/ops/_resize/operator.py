@@ -1,11 +1,12 @@
 """The resize as torch operators, so that it can be compiled, differentiated and mapped.
 
 ``lowres_vision::resize`` and its transpose ``lowres_vision::resize_backward`` are each other's
-gradient, to any order. ``resize_ragged`` takes images of several sizes and ``resize_out`` writes
-into a given tensor; these two carry no gradient. Each chooses by itself between the C kernel on
+gradient, to any order. ``resize_ragged`` takes images of several sizes, ``resize_out`` writes into
+a given tensor and carries no gradient. Each chooses by itself between the C kernel on
 the CPU, the Triton kernels on CUDA and, where these cannot serve, the reference.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -125,8 +126,46 @@ def resize_out_op(
     _fill(out, images, settings, (partner, lam, paste), ragged=ragged)
 
 
+def undispatched(images: Sequence[Tensor]) -> bool:
+    """Whether only the kernel needs to see a call: no gradient, graph, transform or mode is on.
+
+    The way through torch's dispatcher takes 50 us, and 0.3 ms after other work has emptied the
+    caches: a quarter of what 64 images 64 -> 224 take in all.
+    """
+    watched = (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(type(image) is not Tensor for image in images)
+    )
+    tracked = torch.is_grad_enabled() and any(image.requires_grad for image in images)
+    return not (watched or tracked)
+
+
+def resize_undispatched(
+    out: Tensor | None,
+    images: Sequence[Tensor],
+    height: int,
+    width: int,
+    settings: Settings,
+    dtype: torch.dtype,
+    channels_last: bool,
+    mix: MixTensors,
+    *,
+    ragged: bool,
+) -> Tensor:
+    """Return what the operators return, without them; where :func:`undispatched` allows it."""
+    if out is None:
+        C = images[0].shape[-3]
+        B = len(images) if ragged else images[0].shape[0]
+        out = _empty((B, C, height, width), dtype, channels_last, images[0])
+    _fill(out, images, settings, mix, ragged=ragged)
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
 def _fill(
-    out: Tensor, images: list[Tensor], settings: Settings, mix: MixTensors, *, ragged: bool
+    out: Tensor, images: Sequence[Tensor], settings: Settings, mix: MixTensors, *, ragged: bool
 ) -> None:
     height, width = out.shape[-2:]
     if out.device.type == "cpu" and native.serves(images, out.dtype, height, width):
@@ -190,6 +229,32 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 resize_op.register_autograd(_backward, setup_context=_save)
+
+
+def _save_ragged(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, _, _, boxes, flip, gain, _, interpolation, antialias, _, _, partner, lam, paste = inputs
+    ctx.save_for_backward(boxes, flip, gain, partner, lam, paste)
+    ctx.arguments = ([image.shape[-2:] for image in images], interpolation, antialias)
+    ctx.dtype = images[0].dtype
+
+
+def _backward_ragged(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    boxes, flip, gain, partner, lam, paste = ctx.saved_tensors
+    sizes, interpolation, antialias = ctx.arguments
+    if partner is not None:
+        wide = gradient.to(sum_dtype(gradient.dtype))
+        gradient = mix_backward_reference(wide, partner, lam, paste)
+    images = []
+    for index, size in enumerate(sizes):
+        own = slice(index, index + 1)
+        my_boxes = None if boxes is None else boxes[own]
+        my_flip = None if flip is None else flip[own]
+        arguments = (my_boxes, my_flip, gain, interpolation, antialias, ctx.dtype)
+        images.append(resize_backward_op(gradient[own], *size, *arguments)[0])
+    return (images, *[None] * 13)
+
+
+resize_ragged_op.register_autograd(_backward_ragged, setup_context=_save_ragged)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

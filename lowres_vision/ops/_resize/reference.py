@@ -98,6 +98,8 @@ def mix_backward_reference(
     else:
         inside = _inside(paste, gradient)
         own, others = gradient * ~inside, gradient * inside
+    if own.is_cuda:  # sorts, where index_add adds in whatever order threads arrive
+        return own.index_put((partner,), others, accumulate=True)
     return own.index_add(0, partner, others)
 
 
