@@ -26,8 +26,9 @@ from lowres_vision.data._audit_findings import (
 from lowres_vision.data._audit_pool import inspect_files
 from lowres_vision.data._audit_worker import Inspection
 from lowres_vision.data._errors import Fault, limited
-from lowres_vision.data._manifest import Manifest, read_folder_rows, read_rows
+from lowres_vision.data._manifest import Manifest
 from lowres_vision.data._open import MAX_PIXELS
+from lowres_vision.data._rows import Rows, read_folder_rows, read_rows
 
 _HIGH = "upscale_img_path"
 
@@ -174,13 +175,13 @@ def audit(
     check_range("time_limit", time_limit, 0, open_low=True)
     workers = (os.cpu_count() or 1) if workers is None else workers
     check_range("workers", workers, 1)
-    manifest: Manifest | None
+    rows: Rows | None
     if Path(path).is_dir():
         high = None if high_resolution == _HIGH else high_resolution
-        manifest, faults = read_folder_rows(path, high_resolution=high, root=root, classes=classes)
+        rows, faults = read_folder_rows(path, high_resolution=high, root=root, classes=classes)
         names = ("images", "high_resolution")
     else:
-        manifest, faults = read_rows(
+        rows, faults = read_rows(
             path,
             image=image,
             high_resolution=high_resolution,
@@ -191,7 +192,7 @@ def audit(
             classes=classes,
         )
         names = (image, high_resolution)
-    if manifest is None:
+    if rows is None:
         return AuditReport(
             source=Path(path),
             rows=0,
@@ -202,6 +203,7 @@ def audit(
             sizes={},
             groups=np.empty(0, dtype=np.int64),
         )
+    manifest = Manifest(**vars(rows))
     columns = _inspect(
         manifest,
         names,

@@ -58,13 +58,10 @@ def open_cache(folder: str | os.PathLike[str], paths: Sequence[Path], what: str)
     with _lock(folder) as locked:
         if found := _find(folder, alias):  # another process made it meanwhile
             return found
-        path = None
         if any(folder.glob("*.images")):
-            path = _path(folder, _key(paths))
-            found = _load(path)
+            found = _load(_path(folder, _key(paths)))
         if found is None:
-            path = _build(folder, paths, what, clean=locked)
-            found = CacheFile(path)
+            found = CacheFile(_build(folder, paths, what, clean=locked))
         if settled:
             with contextlib.suppress(OSError):  # a folder that others share may be read-only
                 write_whole(alias, found.key.hex().encode())

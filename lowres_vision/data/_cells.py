@@ -156,6 +156,14 @@ def label_twins(column: str | None, names: Iterable[str]) -> Iterator[Fault]:
             yield Fault(f"{name!r} has spaces around it", "take them off", column=column)
 
 
+def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return class names given in order; raise ``ValueError`` unless each is another."""
+    names = tuple(classes)
+    if isinstance(classes, str) or len(set(names)) < len(names):
+        raise ValueError(f"`classes` must be different names in order, got {classes!r}")
+    return names
+
+
 def unknown_labels(column: str, names: list[str], known: Sequence[str]) -> Iterator[Fault]:
     """Yield a fault for each label that is not among the known classes, at its first row."""
     first: dict[str, int] = {}

@@ -60,7 +60,8 @@ class MultiResolutionDataset(Dataset[Sample | Pair]):
     image files hold: a file that changes, a row that comes or goes, another order or another
     Pillow lead to a new one. Opening it looks at each file's length and times, and reads the files
     again only where these have changed. Caches no longer wanted are for the user to delete.
-    Without ``transform``, a DataLoader then takes a batch in one go: see :func:`collate`.
+    Without ``transform``, a DataLoader with :func:`collate` or a mixing collator then takes whole
+    batches from the map, and no sample by itself.
 
     Args:
         manifest: The checked rows.
@@ -109,12 +110,12 @@ class MultiResolutionDataset(Dataset[Sample | Pair]):
         self.cache = None if cache is None else Path(cache)
         self._tables: dict[bool, ImageTable] = {}  # by whether it is high resolution
         if self.cache is not None:
-            for high in self.resolutions:
+            for high in self._resolutions:
                 self._tables[high] = self._open_cache(self.cache, high=high)
             self._refuse_damage()
 
     @property
-    def resolutions(self) -> tuple[bool, ...]:
+    def _resolutions(self) -> tuple[bool, ...]:
         """Of what resolutions images are read: False for low, True for high."""
         return {"low": (False,), "high": (True,)}.get(self.resolution, (False, True))
 
@@ -161,7 +162,7 @@ class MultiResolutionDataset(Dataset[Sample | Pair]):
         if self.resolution == "both":
             images = (self._read_both(rows, second),)
         else:
-            images = tuple(self._tables[high].read(rows) for high in self.resolutions)
+            images = tuple(self._tables[high].read(rows) for high in self._resolutions)
         return Fetched(images, torch.from_numpy(self.manifest.labels[rows]), torch.from_numpy(rows))
 
     def resident(self, device: str | torch.device = "cpu") -> "MultiResolutionDataset":
@@ -176,7 +177,7 @@ class MultiResolutionDataset(Dataset[Sample | Pair]):
         rows = np.unique(self.rows)
         held._tables = {
             high: hold(self._decoded(rows, high=high), len(self.manifest), device)
-            for high in self.resolutions
+            for high in self._resolutions
         }
         held._refuse_damage()
         return held

@@ -1,32 +1,24 @@
-"""The rows of a data set, read from a CSV and checked once before anything is trained."""
+"""The rows of a data set, checked once before anything is trained."""
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision.data._cells import (
-    check_paths,
-    empty_cells,
-    label_twins,
-    missing_column,
-    repeated_ids,
-    unknown_labels,
-)
-from lowres_vision.data._errors import DataError, Fault, limited
-from lowres_vision.data._folders import SPLITS, read_tree
-from lowres_vision.data._table import read_table
+from lowres_vision.data._errors import DataError, Fault
+from lowres_vision.data._folders import SPLITS
+from lowres_vision.data._rows import Rows, common_folder, read_folder_rows, read_rows
 
 _BLOCK = 2**16
 
 
 @dataclass(frozen=True, eq=False)
-class Manifest:
+class Manifest(Rows):
     """The rows of a data set: images at one or two resolutions, ids, labels and groups.
 
     One row is one picture. Its low- and high-resolution files, its label and its group travel
@@ -47,19 +39,6 @@ class Manifest:
         columns: The cells of every other column of the CSV, by name: a genre, a split.
         notes: What :meth:`read_folders` left out or found odd; none for a CSV.
     """
-
-    source: Path
-    root: Path
-    low: tuple[str, ...]
-    high: tuple[str, ...] | None
-    ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    classes: tuple[str, ...]
-    groups: tuple[str, ...] | None
-    nulls: Mapping[str, int]
-    label_column: str | None
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    notes: tuple[Fault, ...] = ()
 
     @classmethod
     def read_csv(
@@ -105,7 +84,7 @@ class Manifest:
             >>> len(manifest), manifest.class_counts()
             (6, {'Amber Finch': 3, 'Azure Tit': 3})
         """
-        manifest, faults = read_rows(
+        rows, faults = read_rows(
             path,
             image=image,
             high_resolution=high_resolution,
@@ -115,9 +94,9 @@ class Manifest:
             root=root,
             classes=classes,
         )
-        if manifest is None or faults:
+        if rows is None or faults:
             raise DataError(path, faults)
-        return manifest
+        return cls(**vars(rows))
 
     @classmethod
     def read_folders(
@@ -174,12 +153,12 @@ class Manifest:
             >>> print(*manifest.notes)
             Hoopoe/about.txt: was left out: is no image; nothing to do
         """
-        manifest, faults = read_folder_rows(
+        rows, faults = read_folder_rows(
             images, high_resolution=high_resolution, root=root, classes=classes
         )
         if faults:
             raise DataError(images, faults)
-        return manifest
+        return cls(**vars(rows))
 
     @classmethod
     def read_splits(
@@ -217,21 +196,21 @@ class Manifest:
         """
         top = Path(images)
         high = None if high_resolution is None else Path(high_resolution)
-        root = top if high is None else _common_folder(top, high)
+        root = top if high is None else common_folder(top, high)
         if splits is None:
             splits = [name for name in SPLITS if name == SPLITS[0] or (top / name).is_dir()]
         found: dict[str, Manifest] = {}
         faults: list[Fault] = []
         for name in splits:
             paired = high is not None and (name == splits[0] or (high / name).is_dir())
-            manifest, wrong = read_folder_rows(
+            rows, wrong = read_folder_rows(
                 top / name,
                 high_resolution=high / name if high is not None and paired else None,
                 root=root,
                 classes=classes,
             )
-            classes = manifest.classes if classes is None else classes
-            found[name] = manifest
+            classes = rows.classes if classes is None else classes
+            found[name] = cls(**vars(rows))
             faults += wrong
         if faults:
             raise DataError(top, faults)
@@ -374,112 +353,3 @@ class Manifest:
             separator = ", "
         digest.update(b")")
         return digest.hexdigest()
-
-
-def read_rows(
-    path: str | os.PathLike[str],
-    *,
-    image: str,
-    high_resolution: str,
-    label: str,
-    id: str,
-    group: str | None,
-    root: str | os.PathLike[str] | None,
-    classes: Sequence[str] | None,
-) -> tuple[Manifest | None, list[Fault]]:
-    """Read a CSV as :meth:`Manifest.read_csv` does, but return the faults with what was read.
-
-    In the manifest of a CSV with faults, an unusable path is empty and an unusable label -1. It is
-    None where the file is no table or a column is missing.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; give the path of a CSV of images")
-    root = Path(path.parent if root is None else root)
-    try:
-        cells = read_table(path)
-    except DataError as error:
-        return None, list(error.faults)
-    optional = {"upscale_img_path": high_resolution, "label": label, "id": id}
-    needed = [name for default, name in optional.items() if name != default]
-    needed = [image, *needed, *([group] if group else [])]
-    if missing := [missing_column(name, [*cells]) for name in needed if name not in cells]:
-        return None, missing
-
-    faults: list[Fault] = []
-    used = [name for name in (image, high_resolution, label, id, group) if name in cells]
-    for name in used:
-        faults += limited(empty_cells(name, cells[name]), name)
-    nulls = {name: sum(not cell.strip() for cell in column) for name, column in cells.items()}
-    others = {name: tuple(column) for name, column in cells.items() if name not in used}
-    names = cells.get(label)
-    known = tuple(classes or ())
-    if names is not None:
-        faults += limited(label_twins(label, names), label)
-        if classes is None:
-            known = tuple(sorted(name for name in set(names) if name.strip()))
-        faults += limited(unknown_labels(label, names, known), label)
-    index = {name: number for number, name in enumerate(known)}
-    labels = np.array([index.get(name, -1) for name in names or ()], dtype=np.int64)
-    ids = cells.get(id)
-    if ids is not None:
-        faults += limited(repeated_ids(id, ids), id)
-    groups = tuple(cells[group]) if group else None
-    # A column's cells as they stood go as soon as it is checked: there may be a million.
-    paths: dict[str, tuple[str, ...]] = {}
-    for name in (image, high_resolution):
-        if name in cells:
-            checked, bad = check_paths(name, cells.pop(name), root)
-            faults += limited(bad, name)
-            paths[name] = tuple(checked)
-    low = paths[image]
-    manifest = Manifest(
-        source=path,
-        root=root,
-        low=low,
-        high=paths.get(high_resolution),
-        ids=low if ids is None else tuple(ids),
-        labels=labels if names is not None else np.full(len(low), -1, dtype=np.int64),
-        classes=known,
-        groups=groups,
-        nulls=nulls,
-        label_column=label,
-        columns=others,
-    )
-    return manifest, faults
-
-
-def read_folder_rows(
-    images: str | os.PathLike[str],
-    *,
-    high_resolution: str | os.PathLike[str] | None,
-    root: str | os.PathLike[str] | None,
-    classes: Sequence[str] | None,
-) -> tuple[Manifest, list[Fault]]:
-    """Read folders as :meth:`Manifest.read_folders` does, but return faults with what was read."""
-    top = Path(images)
-    high = None if high_resolution is None else Path(high_resolution)
-    for folder in (top,) if high is None else (top, high):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} is not a folder; give one with a folder per class")
-    if root is None:
-        root = top if high is None else _common_folder(top, high)
-    rows, faults = read_tree(top, high, Path(root), classes)
-    manifest = Manifest(
-        source=top,
-        root=Path(root),
-        low=tuple(rows.low),
-        high=None if rows.high is None else tuple(rows.high),
-        ids=tuple(rows.low),
-        labels=np.array(rows.labels, dtype=np.int64),
-        classes=rows.classes,
-        groups=None,
-        nulls={},
-        label_column=None,
-        notes=tuple(rows.notes),
-    )
-    return manifest, faults
-
-
-def _common_folder(one: Path, other: Path) -> Path:
-    return Path(os.path.commonpath([one.absolute(), other.absolute()]))

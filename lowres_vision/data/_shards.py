@@ -22,7 +22,7 @@ from lowres_vision._batch import Pair, Sample
 from lowres_vision._checks import check_choice, check_range
 from lowres_vision._optional import require
 from lowres_vision._random import stream
-from lowres_vision.data._cells import unknown_class
+from lowres_vision.data._cells import check_classes, unknown_class
 from lowres_vision.data._dataset import Resolution, takes_generator
 from lowres_vision.data._decode import decode_image
 from lowres_vision.data._errors import DataError, Fault
@@ -102,7 +102,7 @@ class ShardDataset(IterableDataset[Sample | Pair]):
         self.shards = tuple(_check_address(os.fspath(shard)) for shard in shards)
         if not self.shards:
             raise DataError("shards", [Fault("are none", "give a folder of shards or tar files")])
-        self.classes = tuple(classes or ())
+        self.classes = check_classes(classes or ())
         self.resolution = resolution
         self.transform = transform
         self.shuffle = shuffle

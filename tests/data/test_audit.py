@@ -127,6 +127,19 @@ def test_the_command_ends_with_2_on_faults(
         main(["audit", str(tmp_path / "nothing.csv")])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names that differ in case or form only")
+def test_names_that_another_system_would_merge_are_noted(tmp_path: Path) -> None:
+    names = ["a.png", "A.png", "\uac00.png", "\u1100\u1161.png", "b.png"]
+    for name in names:
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "test.csv").write_text("\n".join(["img_path", *names]), encoding="utf-8")
+    notes = audit(tmp_path / "test.csv", workers=1).notes
+    assert [(note.row, note.reason) for note in notes if "form only" in note.reason] == [
+        (2, "differs from a.png in row 1 in case or Unicode form only"),
+        (4, "differs from \uac00.png in row 3 in case or Unicode form only"),
+    ]
+
+
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """Two trees of three classes, four images each, of noise."""

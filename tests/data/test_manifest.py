@@ -3,6 +3,7 @@ import os
 import posixpath
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,15 @@ def test_a_given_class_order_is_kept_and_unknown_labels_are_named(folder: Path) 
     assert Manifest.read_csv(path, classes=["tit", "finch"]).labels.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"class 'finch' is not among.*did you mean 'finches'"):
         Manifest.read_csv(path, classes=["tit", "finches"])
+
+
+@pytest.mark.parametrize("classes", ["tit", ["tit", "rail", "tit"]])
+def test_a_class_list_is_names_in_order(folder: Path, classes: Sequence[str]) -> None:
+    path = write(folder, "img_path,label\nimg/a.png,tit\n")
+    with pytest.raises(ValueError, match=r"`classes` must be different names in order, got"):
+        Manifest.read_csv(path, classes=classes)
+    with pytest.raises(ValueError, match=r"`classes` must be different names in order, got"):
+        Manifest.read_folders(folder, classes=classes)
 
 
 def test_a_label_in_another_form_than_a_known_class_is_named_as_such(folder: Path) -> None:
