@@ -1,5 +1,6 @@
 """How sure a score is, and whether one model scores higher than another, by the bootstrap."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -70,7 +71,7 @@ def bootstrap_interval(
     _check_options(metric, level, draws)
     rows = check_rows("probabilities", probabilities)
     truth = check_labels(labels, *rows.shape)
-    scores = _drawn_scores([rows], truth, metric, draws, seed)[0]
+    scores = drawn_scores([rows], truth, metric, draws, seed)[0]
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -125,7 +126,7 @@ def paired_bootstrap(
         raise ValueError(f"`second` must have the shape of `first`, {one.shape}, got {other.shape}")
     truth = check_labels(labels, *one.shape)
     sign = -1.0 if metric == "log_loss" else 1.0
-    drawn = _drawn_scores([one, other], truth, metric, draws, seed)
+    drawn = drawn_scores([one, other], truth, metric, draws, seed)
     gains = sign * (drawn[0] - drawn[1])
     low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
     # A draw that repeats a tie may be off by a rounding error: it is a tie.
@@ -138,8 +139,8 @@ def paired_bootstrap(
     )
 
 
-def _drawn_scores(
-    members: list[Floats], truth: Indices, metric: Metric, draws: int, seed: int
+def drawn_scores(
+    members: Sequence[Floats], truth: Indices, metric: Metric, draws: int, seed: int
 ) -> Doubles:
     """Return the scores ``(models, draws)`` on samples of the rows with replacement."""
     random = np.random.default_rng(seed)

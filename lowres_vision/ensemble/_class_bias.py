@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowres_vision._checks import check_range
 from lowres_vision._numerics import at_least_float32
+from lowres_vision.ensemble._bootstrap import drawn_scores
 from lowres_vision.ensemble._folds import fold_numbers
 from lowres_vision.ensemble._inputs import Indices, check_labels, check_rows
 from lowres_vision.ensemble._scores import f1_of_classes
@@ -25,6 +26,7 @@ _GRID = np.linspace(-_REACH, _REACH, 81)
 _WINDOW = 0.6
 _LEAST_GAIN = 1e-4  # of a whole sweep
 _SWEEPS = 20
+_DRAWS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class BiasEstimate:
         before: Macro-F1 without offsets.
         after: Macro-F1 on the rows that chose the offsets: optimistic.
         nested: Macro-F1 of each row with offsets fitted without its fold: what to expect.
-        error: Standard error of ``nested - before``, over the folds.
+        error: Standard error of ``nested - before``, by a paired bootstrap of the rows.
         helps: Whether ``nested - before`` is more than one standard error above 0.
     """
 
@@ -133,7 +135,7 @@ def assess_class_bias(
         probabilities: ``(N, K)`` of rows that were not trained on.
         labels: ``(N,)`` class indices.
         folds: ``(N,)`` fold of each row, or a number of stratified folds.
-        seed: Of the folds.
+        seed: Of folds and bootstrap.
 
     Returns:
         :class:`BiasEstimate`.
@@ -170,7 +172,9 @@ def assess_class_bias(
         without = _best_offsets(logs[~held_out], truth[~held_out])
         nested[held_out] = (logs[held_out] + without).argmax(axis=1)
     before, after = f1_of_classes(plain, truth, K), f1_of_classes(nested, truth, K)
-    error = _error_of_gain(plain, nested, truth, fold_of, K)
+    both = [np.eye(K)[predicted] for predicted in (nested, plain)]
+    drawn = drawn_scores(both, truth, "macro_f1", _DRAWS, seed)
+    error = float((drawn[0] - drawn[1]).std())
     return BiasEstimate(
         offsets=offsets,
         before=before,
@@ -179,22 +183,6 @@ def assess_class_bias(
         error=error,
         helps=bool(after - before > error),
     )
-
-
-def _error_of_gain(
-    plain: Indices, nested: Indices, truth: Indices, fold_of: Indices, K: int
-) -> float:
-    """Return the jackknife's standard error of the gain: leave each fold out of the pooled score.
-
-    The folds' own macro-F1s would not do: they are of few rows, and biased for it.
-    """
-    scores = []
-    for fold in np.unique(fold_of):
-        rest = fold_of != fold
-        scores.append([f1_of_classes(each[rest], truth[rest], K) for each in (nested, plain)])
-    gains = np.array(scores) @ [1.0, -1.0]
-    F = len(gains)
-    return float(np.sqrt((F - 1) / F * np.square(gains - gains.mean()).sum()))
 
 
 def _best_offsets(logs: Doubles, truth: Indices) -> Doubles:

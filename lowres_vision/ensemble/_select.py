@@ -144,7 +144,7 @@ class _Chooser:
         if self.method == "convex":
             picks: list[tuple[int, ...]] = []
             of_label = np.stack([member[rows, self.truth[rows]] for member in self.members])
-            weights = _convex_weights(of_label.astype(np.float64))
+            weights = convex_weights(of_label.astype(np.float64))
         else:
             picks = [self._bag(bag, rows) for bag in range(self.bags)]
             shares = [np.bincount(bag, minlength=M) / len(bag) for bag in picks]
@@ -180,7 +180,7 @@ class _Chooser:
         return f1_of_classes(predicted, truth, probabilities.shape[1])
 
 
-def _convex_weights(of_label: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def convex_weights(of_label: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the weights ``(M,)`` whose mixture of ``(M, n)`` has the lowest log loss.
 
     Multiplying each weight by the mean of p_m / mixture never raises the loss, and the largest of

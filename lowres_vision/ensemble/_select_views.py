@@ -49,8 +49,9 @@ class ViewSelection:
         first_score: Of the first view alone, the plain one.
         all_score: Of the mean of all views.
         score: Of the mean of the kept views on the rows that chose them: optimistic.
-        nested_score: Of means chosen without the rows they are scored on: what to expect on new
-            data. None without folds.
+        nested_score: What to expect of the kept views on new data: of means chosen without the
+            rows they are scored on where views were dropped so, else ``all_score`` or
+            ``first_score``, which took no choice. None without folds.
     """
 
     views: tuple[ViewReport, ...]
@@ -75,10 +76,10 @@ def select_views(
     """Drop the test-time views that hurt, by their out-of-fold predictions.
 
     Starting from all views, the one without which the mean of the others scores best is dropped,
-    as long as that is better than with it; equal scores are decided by the log loss. If the first
-    view alone is better still, it is kept alone. So the kept views are never worse than the plain
-    image on these rows, and ``nested_score``, for which the choice is repeated without each fold,
-    says what is left of that on others.
+    as long as that is better than with it; equal scores are decided by the log loss. On few rows
+    much of that is luck, so the dropping is repeated without each fold: if the rows it has not
+    seen score lower than with all views, or with the first view alone, then these are kept. The
+    kept views are never worse than the first view on the rows given.
 
     Args:
         probabilities: ``(V, N, K)``, or V arrays ``(N, K)``, of rows that the model was not
@@ -89,8 +90,8 @@ def select_views(
         average: ``"probability"`` or ``"log"``, as :class:`TestTimeAugmentation` will.
         seconds: Of each view per image, handed on to the report:
             :meth:`TestTimeAugmentation.seconds_per_image`.
-        folds: ``(N,)`` fold of each row, or a number of stratified folds, or 0 for no nested
-            estimate.
+        folds: ``(N,)`` fold of each row, or a number of stratified folds, or 0 to drop without
+            the second look.
         seed: Of the folds.
 
     Returns:
@@ -122,9 +123,13 @@ def select_views(
     chooser = _Chooser(members, truth, metric, average)
     score = SCORES[metric]
 
+    sign = -1.0 if metric == "log_loss" else 1.0
     every = np.arange(len(truth))
-    kept = chooser.choose(every)
-    nested = None
+
+    def score_of(views: Sequence[int]) -> float:
+        return score(chooser.mean(views, every), truth)
+
+    kept, nested = chooser.choose(every), None
     if fold_of is not None:
         blend = np.empty(members[0].shape)
         for fold in np.unique(fold_of):
@@ -132,10 +137,9 @@ def select_views(
             without = chooser.choose(np.flatnonzero(fold_of != fold))
             blend[held_out] = chooser.mean(without, held_out)
         nested = score(blend, truth)
-    sign = -1.0 if metric == "log_loss" else 1.0
-
-    def score_of(views: Sequence[int]) -> float:
-        return score(chooser.mean(views, every), truth)
+        for unchosen in ([0], list(range(len(members)))):
+            if sign * score_of(unchosen) > sign * nested + _EQUAL:
+                kept, nested = unchosen, score_of(unchosen)
 
     reports = []
     for view, name in enumerate(names):

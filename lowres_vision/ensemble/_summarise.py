@@ -29,7 +29,7 @@ from lowres_vision.ensemble._select import select_ensemble
 from lowres_vision.ensemble._select_views import select_views
 from lowres_vision.ensemble._stacking import Stacking
 from lowres_vision.ensemble._summary import Summary, SummaryRow
-from lowres_vision.ensemble._vote import geometric_mean_vote, hard_vote, soft_vote
+from lowres_vision.ensemble._vote import geometric_mean_vote, hard_vote, soft_vote, tied_rows
 
 
 def summarise(
@@ -48,8 +48,9 @@ def summarise(
     offsets per class (:class:`ClassBias`); the test predictions get the same. Stacking and the
     unweighted votes stand in the table for comparison.
 
-    The nested estimates repeat the choice of views and of weights without each fold in turn. The
-    temperature and the offsets are cross-fitted on the nested blend.
+    The nested estimates repeat the choice of views and of weights without each fold in turn.
+    Temperature and offsets are fitted on the nested blend, which is as good as the selected one
+    will be on new data, and their estimates are cross-fitted on it.
 
     Args:
         runs: Folders that :func:`lowres_vision.training.cross_validate` wrote, or folders of such
@@ -95,7 +96,7 @@ def summarise(
             values[held_out] = member[held_out]
         nested_blend[held_out] = soft_vote([m[held_out] for m in without], weights=weights)
 
-    calibrate = Temperature.fit(blend, truth, reads="probabilities")
+    calibrate = Temperature.fit(nested_blend, truth, reads="probabilities")
     bias = None
     if metric == "macro_f1":
         bias = assess_class_bias(nested_blend, truth, folds=fold_of)
@@ -109,7 +110,7 @@ def summarise(
         voted = torch.from_numpy(soft_vote(means, weights=selection.weights))
         test = calibrate(voted).numpy()
         if bias is not None and bias.helps:
-            voted = ClassBias.fit(blend, truth, folds=fold_of)(voted)
+            voted = ClassBias(bias.offsets)(voted)
         predicted = voted.numpy().argmax(axis=1)
 
     views_chosen = any(len(group.views) > 1 for group in groups)
@@ -127,6 +128,7 @@ def summarise(
         ),
         weights=selection.weights,
         gain=gain,
+        tied=int(tied_rows(members).sum()),
         temperature=float(calibrate.temperature),
         calibration=assess_temperature(nested_blend, truth, reads="probabilities", folds=fold_of),
         bias=bias,
@@ -151,7 +153,7 @@ class _Group:
         if len(self.views) == 1:
             return [0]
         seen = [p[rows] for p in self.out_of_fold]
-        kept = select_views(seen, truth[rows], names=self.views, metric=metric, folds=0).kept
+        kept = select_views(seen, truth[rows], names=self.views, metric=metric).kept
         return [self.views.index(name) for name in kept]
 
     def mean(self, views: Sequence[int]) -> Floats32:

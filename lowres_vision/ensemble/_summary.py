@@ -53,6 +53,7 @@ class Summary:
         views: Names of the test-time views that each member is the mean of.
         weights: ``(G,)`` of the selected blend.
         gain: Of the selected blend over its best member, both nested; None for a single member.
+        tied: Rows of the hard vote that the smallest class index decided.
         temperature: Of the calibrated blend.
         calibration: What the temperature does.
         bias: What offsets per class do to the blend; None unless the metric is macro-F1.
@@ -69,6 +70,7 @@ class Summary:
     views: tuple[tuple[str, ...], ...]
     weights: Doubles
     gain: PairedDifference | None
+    tied: int
     temperature: float
     calibration: Calibration
     bias: BiasEstimate | None
@@ -118,6 +120,8 @@ class Summary:
         for name, views in zip(self.members, self.views, strict=True):
             if len(views) > 1 or views[0] != "plain":
                 notes.append(f"{name}: mean of the views {', '.join(views)}")
+        if self.tied:
+            notes.append(f"hard vote: {self.tied} tied rows went to the smallest class index")
         if self.gain is not None:
             notes.append(
                 f"selected blend less best member: {self.gain.difference:+.4f} "

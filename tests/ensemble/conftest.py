@@ -24,11 +24,12 @@ def _make_run(
     data_hash: str = "5d41",
     noise: float = 1.0,
     temperature: float = 1.0,
+    tilt: tuple[float, ...] = (0, 0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write ledger and test predictions of one model and its views; return both sets of labels.
 
     Labels and what all models make of an image are the same for every model; ``strengths`` says by
-    view how much of the truth it sees.
+    view how much of the truth it sees; ``tilt`` is added to all its logits.
     """
     common = np.random.default_rng(7)
     labels = common.integers(0, 4, rows + test_rows)
@@ -48,7 +49,7 @@ def _make_run(
     for view, strength in strengths.items():
         logits = shared + noise * random.normal(size=shared.shape)
         logits[np.arange(len(labels)), labels] += strength
-        p = np.exp(logits / temperature)
+        p = np.exp((logits + tilt) / temperature)
         p /= p.sum(axis=1, keepdims=True)
         for fold in range(folds):
             held_out = np.arange(rows) % folds == fold

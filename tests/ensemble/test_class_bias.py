@@ -95,6 +95,17 @@ def test_where_nothing_is_to_be_gained_fresh_rows_lose_nothing() -> None:
     assert np.mean(fresh) > -0.002
 
 
+def test_the_error_is_the_spread_of_the_gain_over_samples() -> None:
+    gains, errors = [], []
+    for seed in range(30):
+        p, labels = simulate(100 + seed, 1000, skew=3.0, knows_shares=False)
+        estimate = assess_class_bias(p, labels)
+        gains.append(estimate.nested - estimate.before)
+        errors.append(estimate.error)
+    # The deviation of 30 gains is known to 13 %; they also differ by their offsets.
+    assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.4)
+
+
 def test_the_nested_score_is_of_offsets_fitted_without_each_fold() -> None:
     p, labels = simulate(3, 900, skew=2.0, knows_shares=False)
     fold_of = np.arange(900) % 3

@@ -51,7 +51,14 @@ def test_the_choice_is_the_one_of_a_plain_loop(metric: str, average: str) -> Non
             kept = best
         if key([0]) > key(kept):
             kept = [0]
-        selection = select_views(p, y, names=names(p), metric=metric, average=average)  # type: ignore[arg-type]
+        selection = select_views(
+            p,
+            y,
+            names=names(p),
+            metric=metric,
+            average=average,
+            folds=0,  # type: ignore[arg-type]
+        )
         assert selection.kept == tuple(names(p)[view] for view in kept)
         assert selection.score == pytest.approx(sign * key(kept)[0], abs=1e-9)
         assert selection.first_score == pytest.approx(SCORES[metric](p[0], y), abs=1e-12)
@@ -67,18 +74,33 @@ def test_the_choice_is_the_one_of_a_plain_loop(metric: str, average: str) -> Non
                 assert report.gain is None
 
 
-def test_the_nested_score_repeats_the_choice_without_each_fold() -> None:
-    p, y = simulate(1, 240, strengths=(1.5, 1.4, 1.0, 0.8))
-    fold_of = np.arange(240) % 4
-    selection = select_views(p, y, names=names(p), folds=fold_of)
-    blend = np.empty(p.shape[1:])
-    for fold in range(4):
-        held, rest = fold_of == fold, fold_of != fold
-        kept = select_views(p[:, rest], y[rest], names=names(p)).kept
-        blend[held] = p[:, held][[names(p).index(name) for name in kept]].mean(axis=0)
-    expected = f1_score(y, blend.argmax(axis=1), average="macro")
-    assert selection.nested_score == pytest.approx(expected, abs=1e-12)
-    assert select_views(p, y, names=names(p), folds=0).nested_score is None
+def test_views_are_dropped_only_where_rows_unseen_agree() -> None:
+    """Dropping, all views and the first alone: each is what is kept in some of the tasks."""
+    cases = set()
+    for seed in range(40):
+        strengths = [(1.5, 1.4, 1.0, 0.8), (1.5, 1.5, 1.5, 1.4), (2.5, 0.3, 0.2, 0.4)][seed % 3]
+        p, y = simulate(seed, 240, strengths=strengths)
+        fold_of = np.arange(240) % 4
+        selection = select_views(p, y, names=names(p), folds=fold_of)
+        blend = np.empty(p.shape[1:])
+        for fold in range(4):
+            held, rest = fold_of == fold, fold_of != fold
+            kept = select_views(p[:, rest], y[rest], names=names(p), folds=0).kept
+            blend[held] = p[:, held][[names(p).index(name) for name in kept]].mean(axis=0)
+        dropped = select_views(p, y, names=names(p), folds=0)
+        assert dropped.nested_score is None
+        scores = {
+            "dropping": f1_score(y, blend.argmax(axis=1), average="macro"),
+            "first": macro_f1(p[0], y),
+            "all": macro_f1(p.mean(axis=0), y),
+        }
+        best = max(scores, key=scores.__getitem__)
+        expected = {"dropping": dropped.kept, "first": ("plain",), "all": tuple(names(p))}
+        assert selection.nested_score == pytest.approx(scores[best], abs=1e-12)
+        assert selection.kept == expected[best]
+        assert selection.score >= scores["first"] - 1e-12
+        cases.add(best)
+    assert cases == {"dropping", "first", "all"}
 
 
 def test_costs_are_handed_on() -> None:
@@ -109,7 +131,8 @@ def test_on_fresh_images_bad_views_cost_nothing_and_good_ones_gain(tasks: int) -
     # 4,000 rows have a standard error of 0.7 points, whose mean size is 0.55.
     assert np.abs(gaps).mean() < 0.8
     assert abs(gaps.mean()) < 3 * 0.7 / np.sqrt(tasks)
-    assert gains.min() > -0.3
+    # Choosing by 4,000 rows is wrong by what they are off for two models of the same images.
+    assert gains.min() > -1
     assert gains.mean() > 0.5
     assert all(dropped)
 

@@ -8,7 +8,6 @@ from lowres_vision.ensemble import (
     Stacking,
     accuracy,
     cross_fit,
-    geometric_mean_vote,
     select_ensemble,
     soft_vote,
 )
@@ -27,41 +26,59 @@ def specialists(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     return p / p.sum(axis=2, keepdims=True), labels
 
 
-def test_a_large_penalty_is_the_geometric_mean_but_for_the_class_shares() -> None:
+def test_a_large_penalty_is_the_weighted_vote_but_for_the_class_shares() -> None:
     p, labels = specialists(0, 400)
     stack = Stacking.fit(p, labels, l2=1e9)
     assert stack.weight.abs().max() < 1e-6
     stack.bias.zero_()
-    vote = geometric_mean_vote(p)
+    weights = select_ensemble(p, labels, metric="log_loss", method="convex", folds=0).weights
+    vote = soft_vote(p, weights=weights)
     np.testing.assert_allclose(stack(torch.from_numpy(p)).numpy(), vote, atol=1e-6)
 
 
 def test_the_fit_is_the_minimum_that_scipy_finds() -> None:
     p, labels = specialists(1, 120)
-    logs = np.log(np.maximum(p, 1e-6))
-    features = logs.transpose(1, 0, 2).reshape(120, 8)
+    features = np.log(p).transpose(1, 0, 2).reshape(120, 8)
+    stack = Stacking.fit(p, labels, l2=0.01)
+    vote = np.log(np.einsum("m,mnk->nk", stack.vote.double().numpy(), p))
 
     def loss(flat: np.ndarray) -> float:
         weight, bias = flat[:32].reshape(4, 8), flat[32:]
-        z = logs.mean(axis=0) + features @ weight.T + bias
+        z = vote + features @ weight.T + bias
         z -= z.max(axis=1, keepdims=True)
         of_label = z[np.arange(120), labels] - np.log(np.exp(z).sum(axis=1))
         return -of_label.mean() + 0.01 / 2 * (weight**2).sum()
 
-    stack = Stacking.fit(p, labels, l2=0.01)
     ours = loss(np.concatenate([stack.weight.double().numpy().ravel(), stack.bias.double()]))
     found = minimize(loss, np.zeros(36), method="L-BFGS-B", options={"maxiter": 5000})
     # The minimum is flat: float32 weights move the loss by the square of 1e-7.
     assert ours <= found.fun + 1e-9
 
 
-def test_without_a_penalty_it_is_scikit_learns_regression_on_the_logarithms() -> None:
-    """The vote it starts from is linear in the features, so an unpenalised fit absorbs it."""
+def test_a_single_member_without_a_penalty_is_scikit_learns_regression() -> None:
+    """The vote is then the member, linear in its logarithms, so an unpenalised fit absorbs it."""
     p, labels = specialists(2, 300)
-    features = np.log(p).transpose(1, 0, 2).reshape(300, 8)
-    peer = LogisticRegression(C=1e9, tol=1e-10, max_iter=20_000).fit(features, labels)
-    ours = Stacking.fit(p, labels, l2=1e-9)(torch.from_numpy(p)).numpy()
-    np.testing.assert_allclose(ours, peer.predict_proba(features), atol=1e-3)
+    peer = LogisticRegression(C=1e9, tol=1e-10, max_iter=20_000).fit(np.log(p[0]), labels)
+    ours = Stacking.fit(p[:1], labels, l2=1e-9)(torch.from_numpy(p[:1])).numpy()
+    np.testing.assert_allclose(ours, peer.predict_proba(np.log(p[0])), atol=1e-3)
+
+
+def equals(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(4, N, 10)`` of models from strong to weak that know all classes alike."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 10, rows)
+    logits = random.normal(size=(rows, 10)) + random.normal(size=(4, rows, 10))
+    logits[:, np.arange(rows), labels] += np.array([2.5, 2.2, 2.0, 0.5])[:, None]
+    p = np.exp(1.5 * logits)
+    return p / p.sum(axis=2, keepdims=True), labels
+
+
+def test_where_there_is_nothing_to_learn_it_costs_little() -> None:
+    p, labels = equals(0, 10_800)
+    seen, fresh, y, unseen = p[:, :800], p[:, 800:], labels[:800], labels[800:]
+    weights = select_ensemble(seen, y, metric="accuracy", folds=0).weights
+    stacked = accuracy(Stacking.fit(seen, y)(torch.from_numpy(fresh)).numpy(), unseen)
+    assert stacked > accuracy(soft_vote(fresh, weights=weights), unseen) - 0.02
 
 
 def test_it_learns_who_knows_what_where_no_weights_can() -> None:
@@ -101,5 +118,5 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         Stacking.fit(p, labels, l2=0)
     with pytest.raises(ValueError, match="are these logits"):
         Stacking.fit(np.log(p), labels)
-    with pytest.raises(ValueError, match=r"`weight` must be \(K, M K\)"):
-        Stacking(torch.ones(3, 5), torch.ones(3))
+    with pytest.raises(ValueError, match=r"`vote` must be \(M,\), `weight` \(K, M K\)"):
+        Stacking(torch.ones(2), torch.ones(3, 5), torch.ones(3))

@@ -18,6 +18,7 @@ from lowres_vision.ensemble import (
     select_ensemble,
     soft_vote,
     summarise,
+    tied_rows,
 )
 
 Maker = Callable[..., Any]
@@ -60,9 +61,15 @@ def test_without_views_the_table_is_that_of_its_parts(tmp_path: Path, make_run: 
     assert calibrated.score == pytest.approx(chosen.score, abs=0.005)  # each row's order is kept
     assert calibrated.log_loss == pytest.approx(summary.calibration.log_loss_after, rel=1e-6)
     assert chosen.log_loss == pytest.approx(summary.calibration.log_loss_before, rel=1e-6)
-    blend = soft_vote(p, weights=selection.weights)
-    fitted = Temperature.fit(blend, labels, reads="probabilities")
-    assert summary.temperature == pytest.approx(float(fitted.temperature))
+    nested = np.empty_like(p[0])
+    for fold in range(4):
+        held, rest = fold_of == fold, fold_of != fold
+        weights = select_ensemble(p[:, rest], labels[rest], folds=0).weights
+        nested[held] = soft_vote(p[:, held], weights=weights)
+    fitted = Temperature.fit(nested, labels, reads="probabilities")
+    assert summary.temperature == pytest.approx(float(fitted.temperature), rel=1e-5)
+    assert summary.tied == tied_rows(p).sum() > 0
+    assert f"hard vote: {summary.tied} tied rows" in summary.table()
 
 
 def test_a_view_that_hurts_is_left_out_and_the_estimate_holds_on_new_rows(
@@ -200,3 +207,19 @@ def test_members_without_test_predictions_leave_the_test_out(
     make_run(tmp_path / "a", model="a", strengths=PLAIN)
     make_run(tmp_path / "b", model="b", strengths=PLAIN, test_rows=0)
     assert summarise([tmp_path]).test_probabilities is None
+
+
+def test_offsets_that_help_reach_the_test_rows(tmp_path: Path, make_run: Maker) -> None:
+    _, unseen = make_run(
+        tmp_path, model="a", strengths=PLAIN, rows=2000, test_rows=4000, tilt=(1.5, 0, 0, -1)
+    )
+    summary = summarise([tmp_path])
+    assert summary.bias is not None
+    assert summary.bias.helps
+    assert summary.test_predictions is not None
+    assert summary.test_probabilities is not None
+    without = macro_f1(summary.test_probabilities, unseen)
+    found = macro_f1(np.eye(4)[summary.test_predictions], unseen)
+    assert found > without + 0.05
+    # Both are of thousands of rows: a standard error of about a point each.
+    assert found == pytest.approx(summary.bias.nested, abs=0.03)
