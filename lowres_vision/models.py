@@ -181,7 +181,7 @@ def freeze_except(
         >>> freeze_except(model, last=2)
         ['head.weight', 'head.bias']
         >>> len(freeze_except(model, ["backbone.layer4", "head"]))
-        8
+        11
     """
     if (names is None) == (last is None):
         raise ValueError(f"give `names` or `last`, one of them, got {names!r} and {last!r}")

@@ -1,3 +1,5 @@
+import copy
+import pickle
 import warnings
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from lowres_vision.models import LowResClassifier
+from lowres_vision.models import LowResClassifier, freeze_except
 from lowres_vision.resizer import LearnableResizer
 
 LAYOUTS = {  # one of each feature layout, small
@@ -165,3 +167,119 @@ def test_real_weights_load(
     assert state["classifier.weight"].shape[0] == classes
     for key, value in model.backbone.state_dict().items():
         assert torch.equal(value, state[key]), key
+
+
+class TestFreezeExcept:
+    @staticmethod
+    def model() -> nn.Module:
+        return LowResClassifier("test_resnet", 3, pool="gem", neck="embedding")
+
+    @staticmethod
+    def trainable(model: nn.Module) -> list[str]:
+        return [name for name, p in model.named_parameters() if p.requires_grad]
+
+    def test_by_count_the_last_tensors_train(self) -> None:
+        model = self.model()
+        every = [name for name, _ in model.named_parameters()]
+        for last in (9, 1, len(every)):
+            assert freeze_except(model, last=last) == every[-last:] == self.trainable(model)
+
+    def test_by_name_of_parameter_module_or_pattern(self) -> None:
+        model = self.model()
+        assert freeze_except(model, "head") == ["head.weight", "head.bias"]
+        assert freeze_except(model, ["pool.p", "neck.norm"]) == [
+            "pool.p", "neck.norm.weight", "neck.norm.bias",
+        ]  # fmt: skip
+        found = freeze_except(model, ["backbone.layer[34].0.bn?"])
+        assert found == self.trainable(model)
+        assert len(found) == 10  # a bottleneck's three norms and a basic block's two
+        # A name is not the beginning of a name.
+        freeze_except(model, ["backbone.layer4"])
+        assert not any("layer40" in name for name in self.trainable(model))
+
+    def test_frozen_statistics_stay_and_others_move(self) -> None:
+        model = self.model()
+        freeze_except(model, ["backbone.layer4", "neck", "head"])
+        model.train()
+        before = copy.deepcopy(model.state_dict())
+        model(torch.randn(4, 3, 32, 32)).sum().backward()
+        for name, value in model.state_dict().items():
+            if name.endswith("running_mean"):
+                frozen = not name.startswith(("backbone.layer4", "neck"))
+                assert torch.equal(value, before[name]) == frozen, name
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is None) == (name not in self.trainable(model)), name
+
+    def test_a_later_call_decides_anew(self) -> None:
+        model = self.model()
+        freeze_except(model, "head")
+        freeze_except(model, "backbone")
+        assert all(name.startswith("backbone.") for name in self.trainable(model))
+        norms = {n: m for n, m in model.named_modules() if hasattr(m, "running_mean")}
+        assert {n for n, m in norms.items() if not m.training} == {"neck.norm"}
+        freeze_except(model, "*")
+        assert all(module.training for module in model.modules())
+
+    def test_a_thawed_layer_takes_the_models_mode(self) -> None:
+        model = self.model()
+        freeze_except(model, "head")
+        model.eval()
+        freeze_except(model, "*")
+        assert not any(module.training for module in model.modules())
+
+    def test_a_norm_without_weights_goes_by_its_parent(self) -> None:
+        def block() -> nn.Module:
+            return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
+
+        model = nn.Sequential(block(), block()).train()
+        freeze_except(model, "1")
+        assert [block[1].training for block in model] == [False, True]
+        assert [block[1].training for block in model.train()] == [False, True]
+
+    @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+    def test_copies_are_frozen_by_themselves(self, again) -> None:
+        model = self.model()
+        freeze_except(model, "head")
+        copied = again(model)
+        freeze_except(model, "*")
+        copied.train()
+        norms = [m for m in copied.modules() if hasattr(m, "running_mean")]
+        assert not any(norm.training for norm in norms)
+        assert all(norm.train().training is False for norm in norms)
+        assert all(module.training for module in model.modules())
+
+    def test_states_fit_whatever_is_frozen(self) -> None:
+        frozen, free = self.model(), self.model()
+        freeze_except(frozen, "head")
+        free.load_state_dict(frozen.state_dict())
+        frozen.load_state_dict(free.state_dict())
+
+    def test_refusals(self) -> None:
+        model = self.model()
+        before = self.trainable(model)
+        for arguments in ({}, {"names": "head", "last": 2}):
+            with pytest.raises(ValueError, match="give `names` or `last`, one of them"):
+                freeze_except(model, **arguments)
+        with pytest.raises(ValueError, match=r"'haed', which matches no .* \(near ones: head"):
+            freeze_except(model, ["neck", "haed"])
+        with pytest.raises(ValueError, match="`names` must hold at least one name"):
+            freeze_except(model, [])
+        with pytest.raises(ValueError, match=r"`last` must be >= 1 and <= \d+, got 0"):
+            freeze_except(model, last=0)
+        assert self.trainable(model) == before
+
+
+def test_embedding_then_classifying_is_the_forward_pass() -> None:
+    model = LowResClassifier("test_resnet", 3, neck="embedding", drop=0.5).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.classify(model.embed(images)), model(images))
+
+
+def test_another_image_size_keeps_the_weights() -> None:
+    model = LowResClassifier("test_vit", 3, image_size=32).eval()
+    before = copy.deepcopy(model.state_dict())
+    model.set_image_size(32)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"\(24, 24\) leaves 55\.6% of the pixels unread"):
+        model.set_image_size(24)
+    assert model.image_size == (32, 32)

@@ -143,7 +143,7 @@ class PairsDataModule(L.LightningDataModule):
         count: int = len(samples)  # type: ignore[arg-type]
         return DataLoader(
             samples,
-            sampler=_Turns(count, *rank_and_world()),
+            sampler=_Turns(count),
             batch_size=2 * self.batch_size,
             collate_fn=collate,
             num_workers=self.workers,
@@ -197,17 +197,18 @@ class _Batches(Sampler[list[Any]]):
 
 
 class _Turns(Sampler[int]):
-    """Every ``world``-th sample, as many in each process: the first few come again at the end.
+    """Every so-manyth sample, as many in each process: the first few come again at the end.
 
-    A process with a batch fewer than the others would leave them waiting for it.
+    A process with a batch fewer than the others would leave them waiting for it. How many there
+    are is known when the loader starts, not always when it is made.
     """
 
-    def __init__(self, samples: int, rank: int, world: int) -> None:
-        self.samples, self.rank, self.world = samples, rank, world
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
 
     def __len__(self) -> int:
-        return -(-self.samples // self.world)
+        return -(-self.samples // rank_and_world()[1])
 
     def __iter__(self) -> Iterator[int]:
-        ends = len(self) * self.world
-        return iter((np.arange(self.rank, ends, self.world) % self.samples).tolist())
+        rank, world = rank_and_world()
+        return iter((np.arange(rank, len(self) * world, world) % self.samples).tolist())

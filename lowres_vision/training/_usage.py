@@ -49,6 +49,11 @@ class UsageRecord(L.Callback):
         self._percent: list[float] = []
 
     @rank_zero_only
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the clocks of a run that goes on within an epoch."""
+        self.on_train_epoch_start(trainer, module)
+
+    @rank_zero_only
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clocks."""
         self._start, self._cpu_start = time.monotonic(), _cpu_seconds()

@@ -1,17 +1,20 @@
-"""A process that has imported everything and forks cross-validations, for all tests here."""
+"""A process that forks cross-validations, a small model, a silent trainer, and samples."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
+from torch import Tensor, nn
 
-from lowres_vision.data import make_toy_pairs
+from lowres_vision.data import Manifest, MultiResolutionDataset, make_toy_pairs
 
 
 class Machine:
@@ -31,7 +34,7 @@ class Machine:
         job = {
             "toy": str(self.toy), "out": str(out), "world": world, "workers": workers,
             "kill": kill, "port": port, "log": str(self.folder / "log.txt"),
-            "model": "net", "epochs": 2, "keep": 2, **options,
+            "model": "net", "epochs": 2, "keep": 2, "patience": 3, **options,
         }  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -54,16 +57,16 @@ class Machine:
 
     @staticmethod
     def content(out: Path) -> dict[str, Any]:
-        """Return every file of a cross-validation, without times and what the machine was doing."""
+        """Return every file of a cross-validation, without what time and machine leave in it."""
         found: dict[str, Any] = {}
         for path in sorted(path for path in out.rglob("*") if path.is_file()):
-            if path.name in ("usage.csv", "errors.txt"):
+            if path.name in ("usage.csv", "errors.txt") or path.suffix == ".part":
                 continue
             name = str(path.relative_to(out))
             found[name] = path.read_bytes()
             if path.name in ("run.json", "summary.json"):
                 found[name] = json.loads(found[name])
-                del found[name]["seconds"]
+                found[name] |= {"seconds": 0, "commit": ""}
         return found
 
 
@@ -80,3 +83,66 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield Machine(tmp_path_factory.mktemp("forked"), process)
         assert process.stdin is not None
         process.stdin.close()
+
+
+class PatchNet(nn.Module):
+    """Reads the mean colours of a 2 x 2 grid: enough to tell toy birds apart."""
+
+    outputs = "logits"
+
+    def __init__(self, width: int = 16, *, norm: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(12, width),
+            nn.BatchNorm1d(width) if norm else nn.Identity(),
+            nn.Tanh(),
+        )
+        self.head = nn.Linear(width, 3)
+
+    def embed(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self.body(images)
+        return embedding
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        logits: Tensor = self.head(embedding)
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.embed(images))
+
+
+@pytest.fixture(scope="session")
+def patch_net() -> type[PatchNet]:
+    return PatchNet
+
+
+@pytest.fixture(scope="session")
+def quiet_trainer() -> Callable[..., L.Trainer]:
+    """Return trainers that write and print nothing."""
+    silent: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "accelerator": "cpu",
+    }
+    return lambda **settings: L.Trainer(**{"max_epochs": 1, **silent, **settings})
+
+
+@pytest.fixture(scope="session")
+def toy_manifest(toy: Path) -> Manifest:
+    return Manifest.read_csv(toy / "train.csv")
+
+
+@pytest.fixture(scope="session")
+def toy_samples(toy_manifest: Manifest) -> dict[str, list[Any]]:
+    """Return the low images and the pairs of the toy rows, decoded once for many epochs."""
+    return {
+        resolution: list(map(dataset.__getitem__, range(len(dataset))))
+        for resolution in ("low", "pair")
+        for dataset in [MultiResolutionDataset(toy_manifest, resolution=resolution)]
+    }

@@ -131,7 +131,7 @@ def work(job: dict, rank: int) -> None:
         workers=job["workers"],
         checkpoint_every=1,
         keep=job["keep"],
-        patience=3,
+        patience=job["patience"],
         devices=world,
         strategy="ddp" if world > 1 else "auto",
     )

@@ -270,6 +270,11 @@ def test_an_infinite_gradient_stops_before_the_weights_are_lost(tmp_path: Path) 
     assert again.rows == ()
 
 
+def test_a_huge_gradient_is_not_an_infinite_one(tmp_path: Path) -> None:
+    """Its square is infinite in float32."""
+    fit(loud(1e25, lr=0.0), tmp_path, Pictures(bomb=None))
+
+
 def test_steps_that_sam_leaves_out_are_counted_and_limited(tmp_path: Path) -> None:
     sam = partial(SAM, base_optimizer=torch.optim.SGD, lr=0.1)
     guard = NonFiniteGuard(tmp_path, max_skipped=3)
@@ -291,9 +296,9 @@ class Loud(nn.Module):
         return self.head(images.mean(dim=(2, 3))) * self.loud
 
 
-def loud(value: float) -> Classifier:
+def loud(value: float, lr: float = 1e-6) -> Classifier:
     transform = BatchTransform(8, mean=(0.0,) * 3, std=(1.0,) * 3)
-    optimizer = partial(torch.optim.SGD, lr=1e-6)
+    optimizer = partial(torch.optim.SGD, lr=lr)
     return Classifier(Loud(value), CrossEntropyLoss(), transform=transform, optimizer=optimizer)
 
 

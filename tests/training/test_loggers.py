@@ -45,7 +45,7 @@ def test_a_missing_tensorboard_is_an_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_names_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must be of 'csv', .* got 'neptune'"):
+    with pytest.raises(ValueError, match=r"must be of 'csv', .* got 'neptune'"):
         make_loggers("neptune", tmp_path)
     with pytest.raises(ValueError, match="`names` has 'csv' 2 times"):
         make_loggers(["csv", "csv"], tmp_path)

@@ -49,7 +49,7 @@ def test_two_processes_train_the_weights_of_one(machine: Any) -> None:
     found = {}
     for world in (1, 2):
         out = machine.folder / f"ranks_{world}"
-        machine.finish(out, world=world, workers=0, model="plain", epochs=7, keep=7)
+        machine.finish(out, world=world, workers=0, model="plain", epochs=7, keep=7, patience=9)
         found[world] = [
             load_file(out / f"fold_{fold}" / f"epoch_{epoch}.safetensors")
             for fold in (0, 1)
