@@ -22,7 +22,10 @@ FLOORS = {
     6: ["__main__", "training"],
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-OPTIONAL = ["lightning", "matplotlib", "onnx", "onnxruntime", "sklearn", "spandrel", "torchmetrics"]
+OPTIONAL = [
+    "lightning", "matplotlib", "onnx", "onnxruntime", "sklearn", "spandrel", "torchmetrics",
+    "webdataset",
+]  # fmt: skip
 PARTS = sorted(part.name for part in pkgutil.iter_modules([str(PACKAGE)]))
 PUBLIC = [name for name in PARTS if not name.startswith("_")]
 NEEDS_EXTRA = {"plots", "training"}

@@ -87,7 +87,7 @@ class Features(nn.Module):
         network = copy.deepcopy(network).eval().requires_grad_(False)
         for module in list(network.modules()):
             if getattr(module, "inplace", False):
-                module.inplace = False
+                module.inplace = False  # type: ignore[assignment]
             for name, child in module.named_children():
                 if average_pooling and isinstance(child, nn.MaxPool2d):
                     setattr(module, name, _as_average(child))

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +17,8 @@ from lowres_vision.augment._style_loss import (
     style_loss,
     total_variation,
 )
+from lowres_vision.augment._style_pairs import add_rows, draw_style_pairs
+from lowres_vision.data import Manifest
 from lowres_vision.ops import resize
 
 
@@ -46,7 +49,8 @@ class StyleTransfer(nn.Module):
         content_weight: The weight alpha.
         style_weight: The weight beta.
         tv_weight: The weight gamma.
-        average_pooling: Replace max poolings, which the paper finds to look slightly better.
+        average_pooling: Put average poolings in place of max poolings, as the paper does for its
+            pictures; False keeps the network as it was trained.
         optimizer: ``"lbfgs"`` with a strong Wolfe line search, which never diverges, or
             ``"adam"``.
         steps: Iterations; a line search evaluates about 1.1 times per iteration.
@@ -79,9 +83,9 @@ class StyleTransfer(nn.Module):
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         content_weight: float = 1.0,
-        style_weight: float = 100.0,
+        style_weight: float = 10.0,
         tv_weight: float = 0.0,
-        average_pooling: bool = False,
+        average_pooling: bool = True,
         optimizer: Literal["lbfgs", "adam"] = "lbfgs",
         steps: int = 100,
         lr: float | None = None,
@@ -171,6 +175,65 @@ class StyleTransfer(nn.Module):
         pixels = (result * self._std + self._mean).clamp(0, 1)
         return (pixels * 255 + 0.5).to(torch.uint8)
 
+    def top_up(
+        self,
+        manifest: Manifest,
+        folder: str | os.PathLike[str],
+        *,
+        to: int | Mapping[str, int],
+        rows: Sequence[int] | None = None,
+        style_from: Literal["same", "other", "any"] = "same",
+        seed: int = 0,
+        callback: Callable[[int, int], None] | None = None,
+    ) -> Manifest:
+        """Return a manifest in which rare classes are topped up with restyled images.
+
+        New rows follow the old ones, so old row numbers stay. They have the label of their content
+        image and the id ``styled-<content id>-<style id>``.
+
+        **No leak.** Content and style come from ``rows`` alone. Give the training rows of a fold,
+        and train on them and the new ones::
+
+            made = transfer.top_up(manifest, folder, to=50, rows=train)
+            dataset = MultiResolutionDataset(
+                made, rows=[*train, *range(len(manifest), len(made))]
+            )
+
+        Fold *before* topping up: in a manifest that was topped up first, a picture and its
+        restyled copy could fall on two sides.
+
+        Args:
+            manifest: Labelled rows of single images.
+            folder: Where the PNG files go; made if missing. A file that is there is not made
+                again, so an interrupted call goes on where it stopped.
+            to: Number of images that each class shall at least have, or a number by class name.
+            rows: Rows to count and to draw from; default all.
+            style_from: Where a style image comes from, see :func:`draw_style_pairs`.
+            seed: Seed of the draw.
+            callback: Called as ``callback(done, total)`` after each image.
+
+        Raises:
+            DataError: If rows are unlabelled or images cannot be decoded.
+            ValueError: If the manifest has a high-resolution column, of which a restyled image
+                has no counterpart; or no pair can be drawn.
+        """
+        manifest.require_labels()
+        if manifest.high is not None:
+            raise ValueError(
+                "`manifest` must have single images: a restyled one has no high-resolution "
+                "counterpart; make a manifest of one resolution with `read_csv(image=...)`"
+            )
+        names = manifest.classes
+        wanted: dict[int, int] = dict.fromkeys(range(len(names)), to) if isinstance(to, int) else {}
+        if not isinstance(to, int):
+            if unknown := sorted(set(to) - set(names)):
+                raise ValueError(f"`to` names no class of the manifest: {unknown}")
+            wanted = {names.index(name): count for name, count in to.items()}
+        pairs = draw_style_pairs(
+            manifest.labels.tolist(), to=wanted, rows=rows, style_from=style_from, seed=seed
+        )
+        return add_rows(manifest, pairs, Path(folder), self, callback=callback)
+
     def losses(self, images: Tensor, content: Tensor, style: Tensor) -> Tensor:
         """Return the objective of normalised images, per image.
 
@@ -251,8 +314,18 @@ class StyleTransfer(nn.Module):
             return value
 
         for _ in range(1 if self.optimizer == "lbfgs" else self.steps):
-            optimizer.step(closure)
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
         return images.detach()
+
+    def extra_repr(self) -> str:
+        """Return every setting that shapes the result."""
+        return (
+            f"content_layers={self.content_layers}, style_layers={self.style_layers}, "
+            f"mean={self._mean.flatten().tolist()}, std={self._std.flatten().tolist()}, "
+            f"content_weight={self.content_weight}, style_weight={self.style_weight}, "
+            f"tv_weight={self.tv_weight}, optimizer={self.optimizer!r}, steps={self.steps}, "
+            f"lr={self.lr}, max_side={self.max_side}"
+        )
 
     @property
     def _mean(self) -> Tensor:

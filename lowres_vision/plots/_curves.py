@@ -7,6 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lowres_vision.plots._style import line_style, panels, saved
+
 _PANELS = (
     ("loss", "train_loss", "val_loss"),
     ("accuracy", None, "val_accuracy"),
@@ -14,39 +16,39 @@ _PANELS = (
 )
 
 
-def learning_curves(run: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
-    """Draw loss, accuracy and macro-F1 by epoch, a line per fold, and save the picture.
+def learning_curves(
+    run: str | os.PathLike[str], path: str | os.PathLike[str] | None = None
+) -> Figure:
+    """Draw loss, accuracy and macro-F1 by epoch, a line per fold.
 
     Args:
         run: Directory written by :func:`lowres_vision.training.cross_validate`.
-        path: Picture to write; its suffix chooses the format.
+        path: Picture to write, its suffix choosing the format; None writes none.
 
     Returns:
-        ``path``.
+        The figure.
 
     Raises:
-        FileNotFoundError: If ``run`` has no ``fold_*/metrics.csv``.
+        FileNotFoundError: If ``run`` has no ``fold_*/metrics.csv``, at any depth.
     """
-    files = sorted(Path(run).glob("fold_*/metrics.csv"))
+    files = sorted(Path(run).rglob("fold_*/metrics.csv"))
     if not files:
         raise FileNotFoundError(f"`run` {run} has no fold_*/metrics.csv")
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(_PANELS))
+    figure, (axes_of,) = panels(1, len(_PANELS), size=(12, 3.6))
     for number, file in enumerate(files):
         scores = _by_epoch(file)
-        for axes, (_, train, held_out) in zip(panels, _PANELS, strict=True):
-            colour = f"C{number}"
-            axes.plot(*_points(scores, held_out), color=colour, marker=".", label=file.parent.name)
+        style = line_style(number)
+        for axes, (_, train, held_out) in zip(axes_of, _PANELS, strict=True):
+            name = str(file.parent.relative_to(run))
+            axes.plot(*_points(scores, held_out), marker=".", label=name, **style)
             if train is not None:
-                axes.plot(*_points(scores, train), color=colour, linestyle=":")
-    for axes, (name, train, _) in zip(panels, _PANELS, strict=True):
+                axes.plot(*_points(scores, train), **{**style, "linestyle": (0, (1, 2))})
+    for axes, (name, train, _) in zip(axes_of, _PANELS, strict=True):
         axes.set(xlabel="epoch", title=name if train is None else f"{name} (dotted: training)")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    panels[-1].legend(fontsize="small")
-    path = Path(path)
-    figure.savefig(path, dpi=120)
-    return path
+    axes_of[-1].legend(fontsize="small", ncols=1 + (len(files) - 1) // 10)
+    return saved(figure, path)
 
 
 def _by_epoch(file: Path) -> dict[int, dict[str, float]]:
@@ -54,8 +56,9 @@ def _by_epoch(file: Path) -> dict[int, dict[str, float]]:
     scores: dict[int, dict[str, float]] = defaultdict(dict)
     with file.open(newline="") as lines:
         for row in csv.DictReader(lines):
-            epoch = int(row.pop("epoch"))
-            scores[epoch].update({name: float(value) for name, value in row.items() if value})
+            if row.get("epoch"):
+                epoch = int(float(row.pop("epoch")))
+                scores[epoch].update({name: float(value) for name, value in row.items() if value})
     return scores
 
 
