@@ -3,6 +3,8 @@
     python examples/birds_beit.py --quick                       # generated birds, under a minute
     python examples/birds_beit.py --data FOLDER --out FOLDER    # your own files
 
+Killed and started again with the same `--out`, it goes on where it stopped.
+
 `FOLDER` is laid out as in the contest: `train.csv` (img_path, upscale_img_path, label), `test.csv`
 (id, img_path) and `sample_submission.csv` (id, label), with paths relative to the CSVs.
 
@@ -151,7 +153,7 @@ def main(settings: Settings) -> None:
         classes=train.classes,
         sample=settings.data / "sample_submission.csv",
     )
-    picture = learning_curves(settings.out, settings.out / "learning_curves.png")
+    learning_curves(settings.out, picture := settings.out / "learning_curves.png")
     print(f"out-of-fold accuracy {result.accuracy:.4f}, macro-F1 {result.macro_f1:.4f}")
     print(f"chance {1 / len(train.classes):.4f}; {result.seconds:.0f} s; {submission}; {picture}")
 
