@@ -1,4 +1,8 @@
-"""Commands: ``python -m lowres_vision ensemble RUNS...`` blends what cross-validations left."""
+"""Commands: ``python -m lowres_vision COMMAND``.
+
+``ensemble RUNS...`` blends what cross-validations left; ``doctor`` looks at the installation, a
+model and a data set for damage that says nothing.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +13,9 @@ from typing import get_args
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that ``arguments``, by default those of the process, name."""
     parser = argparse.ArgumentParser(prog="python -m lowres_vision", description=__doc__)
-    _add_ensemble(parser.add_subparsers(required=True, metavar="COMMAND"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_ensemble(commands)
+    _add_doctor(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)
@@ -46,6 +52,46 @@ def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--submission", type=Path, help="CSV of the test predictions to write")
     parser.add_argument("--sample", type=Path, help="the contest's sample submission, to check by")
     parser.add_argument("--seed", type=int, default=0, help="of bootstrap and dealt folds")
+    parser.set_defaults(run=run)
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    def run(options: argparse.Namespace) -> None:
+        from lowres_vision import _doctor
+
+        findings = [*_doctor.installation()]
+        if options.model is not None:
+            from lowres_vision.models import LowResClassifier
+
+            mean, std = options.mean, options.std
+            findings += _doctor.weights(options.model, mean=mean, std=std)
+            model = LowResClassifier(options.model, 2, image_size=options.size)
+            findings += _doctor.unread_pixels(model, model.image_size)
+        if options.csv is not None:
+            from lowres_vision.data import Manifest, MultiResolutionDataset
+
+            manifest = Manifest.read_csv(options.csv)
+            dataset = MultiResolutionDataset(manifest, rows=range(min(len(manifest), 64)))
+            first = [dataset[index] for index in range(len(dataset))]
+            findings += _doctor.images([sample[0] for sample in first])
+            findings.append(_doctor.Finding("note", f"{options.csv}: {len(manifest)} rows"))
+        for finding in findings:
+            print(f"{finding.level}: {finding.words}")
+        if any(finding.level == "fault" for finding in findings):
+            raise SystemExit(1)
+
+    parser = commands.add_parser(
+        "doctor",
+        help="look for damage that says nothing",
+        description="Print versions, what resizes here and what extras lack; with a model, pixels "
+        "that it never reads and a normalisation that is not its weights'; with a CSV, images "
+        "that were damaged on their way. Ends with code 1 if there is a fault.",
+    )
+    parser.add_argument("--model", help="name of a timm model")
+    parser.add_argument("--size", type=int, help="side of the images that reach the model")
+    parser.add_argument("--mean", type=float, nargs="+", help="in [0, 1] units")
+    parser.add_argument("--std", type=float, nargs="+", help="in [0, 1] units")
+    parser.add_argument("--csv", type=Path, help="CSV of images, of which the first 64 are read")
     parser.set_defaults(run=run)
 
 

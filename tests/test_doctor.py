@@ -1,0 +1,101 @@
+"""Damage that says nothing is found, and what is sound is not accused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from lowres_vision import _doctor
+from lowres_vision.__main__ import main
+
+
+def levels(findings: object) -> list[str]:
+    return [finding.level for finding in findings]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("size", "share"), [((64, 64), "23.4%"), ((70, 70), None), ((256, 256), "3.1%")]
+)
+def test_pixels_beyond_the_last_patch_are_found(size: tuple[int, int], share: str | None) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 14, stride=14), nn.Flatten())
+    found = _doctor.unread_pixels(model, size)
+    if share is None:
+        assert found == []
+    else:
+        assert f"{share} of the pixels" in found[0].words
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet"])
+def test_models_that_read_all_are_not_accused(name: str) -> None:
+    model = (
+        timm.create_model(name, num_classes=3, img_size=64)
+        if "vit" in name
+        else (timm.create_model(name, num_classes=3))
+    )
+    model.train()
+    assert _doctor.unread_pixels(model, (64, 64)) == []
+    assert model.training
+
+
+def test_a_model_without_eyes_is_found() -> None:
+    class Blind(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(x), 2, requires_grad=True)
+
+    assert _doctor.unread_pixels(Blind(), (8, 8))[0].words == "no output depends on the image"
+
+
+def test_wrong_normalisation_names_the_right_one() -> None:
+    half = (0.5, 0.5, 0.5)
+    assert levels(_doctor.weights("resnet18", mean=half, std=half)) == ["note", "fault", "fault"]
+    right = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    assert levels(_doctor.weights("resnet18", **right)) == ["note"]
+    found = [*_doctor.weights("resnet18", mean=half)]
+    assert "(0.485, 0.456, 0.406)" in found[1].words
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (torch.rand(2, 3, 8, 8).to(torch.uint8) + torch.eye(8, dtype=torch.uint8), "were cast"),
+        (255 * torch.rand(2, 3, 8, 8), "divide by 255"),
+        (torch.full((2, 3, 8, 8), 7, dtype=torch.uint8), "every pixel is 7"),
+        (torch.randn(2, 3, 8, 8), "normalised already?"),
+        (torch.tensor([0.0, float("nan")]).expand(3, 8, 2)[None], "NaN"),
+    ],
+)
+def test_damaged_images(batch: torch.Tensor, words: str) -> None:
+    (found,) = _doctor.images(batch)
+    assert words in found.words
+
+
+def test_sound_images_of_several_sizes() -> None:
+    byte = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    assert _doctor.images([byte, byte[:, :5]]) == []
+    assert _doctor.images(torch.rand(2, 3, 8, 8)) == []
+
+
+def test_the_command_tells_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--model", "resnet18", "--mean", ".5", ".5", ".5", "--size", "64"])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "licence of the weights" in printed
+    assert "fault: resnet18: `mean` is (0.5, 0.5, 0.5)" in printed
+
+
+def test_the_command_on_sound_images(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--csv", str(toy / "train.csv")])
+    assert "36 rows" in capsys.readouterr().out
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lowres_vision", "doctor"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ops.resize on the CPU" in done.stdout
