@@ -29,7 +29,7 @@ import tyro
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from lowres_vision.augment import BatchTransform, PerImage, StyleTransfer
+from lowres_vision.augment import BatchTransform, PerImage, StyleTransfer, painters_augmentation
 from lowres_vision.data import (
     BalancedSampler,
     DataError,
@@ -54,7 +54,7 @@ class Row:
     backbone: str = TINYVIT
     size: int = 384
     head: bool = True  # LayerNorm, GELU, Dropout before the classifier
-    augment: Literal["none", "geometry", "colour"] = "geometry"
+    augment: Literal["none", "list", "colour"] = "list"
     restarts: bool = True
     adamw: bool = True
     cutmix: bool = False
@@ -129,20 +129,16 @@ QUICK = {
 
 
 class Read(nn.Module):
-    """Augments single images in training, then crops and normalises the batch."""
+    """Augments single images in training, a random quarter of each; then resizes and normalises."""
 
-    def __init__(self, augment: str, **options: Any) -> None:
+    def __init__(self, augment: str, size: int, **options: Any) -> None:
         super().__init__()
-        geometry = [
-            v2.RandomVerticalFlip(),
-            v2.RandomApply([v2.RandomAffine(20, translate=(0.06, 0.06), scale=(0.9, 1.1))], 0.5),
-        ]
-        colour = [v2.ColorJitter(0.2, 0.2, 0.3, 0.1), v2.RandomChannelPermutation()]
-        steps = geometry + [v2.RandomApply([step], 0.3) for step in colour if augment == "colour"]
+        steps = [painters_augmentation(size)]
+        if augment == "colour":
+            steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.1))
         self.augment = None if augment == "none" else PerImage(v2.Compose(steps))
-        cropped = {"scale": (0.25, 0.25), "flip": 0.5}  # half of each side, as 260 of 520 px
         whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}
-        self.read = BatchTransform(**options, **(whole if augment == "none" else cropped))
+        self.read = BatchTransform(size, **whole, **options)
 
     def forward(self, images: Any, *, generator: Any = None, **options: Any) -> Tensor:
         if self.training and self.augment is not None:
@@ -211,7 +207,7 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
         return Classifier(
             model,
             FocalLoss() if row.focal else CrossEntropyLoss(),
-            transform=Read(row.augment, size=size, mean=model.mean, std=model.std),
+            transform=Read(row.augment, size, mean=model.mean, std=model.std),
             optimizer=partial(SAM, base_optimizer=kind, lr=settings.lr)
             if row.sam
             else partial(kind, lr=settings.lr),

@@ -29,10 +29,13 @@ class Seeded:
             CPU generators of PyTorch, ``random`` or NumPy.
 
     Example:
-        >>> transform = Seeded(v2.RandomHorizontalFlip())
-        >>> image = torch.arange(2, dtype=torch.uint8).reshape(1, 1, 2)
-        >>> [transform(image, generator=torch.Generator().manual_seed(s)).tolist() for s in (0, 1)]
-        [[[[0, 1]]], [[[1, 0]]]]
+        >>> transform = Seeded(v2.RandAugment())
+        >>> image = torch.arange(192, dtype=torch.uint8).reshape(3, 8, 8)
+        >>> first, again = (
+        ...     transform(image, generator=torch.Generator().manual_seed(0)) for _ in range(2)
+        ... )
+        >>> torch.equal(first, again)
+        True
     """
 
     def __init__(self, transform: Callable[..., Any]) -> None:

@@ -84,8 +84,10 @@ def test_where_nothing_is_to_be_gained_fresh_rows_lose_nothing() -> None:
     for seed in range(20):
         p, labels = simulate(seed, 5000)
         estimate = assess_class_bias(p[:1000], labels[:1000])
-        bias = ClassBias.fit(p[:1000], labels[:1000])
-        assert bias.offsets.any() == estimate.helps
+        bias = ClassBias(estimate.offsets * estimate.helps)
+        if seed < 4:
+            fitted = ClassBias.fit(p[:1000], labels[:1000])
+            torch.testing.assert_close(fitted.offsets, bias.offsets)
         seen.append(estimate.after - estimate.before)
         kept.append(estimate.helps)
         moved = bias(torch.from_numpy(p[1000:])).numpy()
@@ -97,13 +99,13 @@ def test_where_nothing_is_to_be_gained_fresh_rows_lose_nothing() -> None:
 
 def test_the_error_is_the_spread_of_the_gain_over_samples() -> None:
     gains, errors = [], []
-    for seed in range(30):
+    for seed in range(20):
         p, labels = simulate(100 + seed, 1000, skew=3.0, knows_shares=False)
         estimate = assess_class_bias(p, labels)
         gains.append(estimate.nested - estimate.before)
         errors.append(estimate.error)
-    # The deviation of 30 gains is known to 13 %; they also differ by their offsets.
-    assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.4)
+    # The deviation of 20 gains is known to 16 %; they also differ by their offsets.
+    assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.5)
 
 
 def test_the_nested_score_is_of_offsets_fitted_without_each_fold() -> None:
