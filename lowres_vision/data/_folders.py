@@ -85,7 +85,7 @@ class Tree:
             self._fault(folder, f"cannot be read ({error.strerror})", "mend its permissions")
             return found
         for name, is_folder in sorted(listed, key=lambda entry: _order(entry[0])):
-            if name.startswith(".") or name.casefold() in _DROPPINGS:
+            if _is_dropping(name):
                 self._note(folder + name, "is hidden" if name[0] == "." else "is a system's own")
             else:
                 found[0 if is_folder else 1].append(folder + name)
@@ -183,6 +183,26 @@ def read_tree(
     return rows, limited(faults)
 
 
+def beside_splits(
+    top: Path, splits: Sequence[str], *, named: bool
+) -> tuple[list[Fault], list[Fault]]:
+    """Return faults and notes on what lies beside the folders of the splits.
+
+    Another folder is a fault unless the user has ``named`` the splits: it may be one.
+    """
+    faults, notes = [], []
+    for entry in sorted(top.iterdir(), key=lambda entry: _order(entry.name)):
+        if entry.name in splits:
+            continue
+        if named or _is_dropping(entry.name) or not entry.is_dir():
+            reason = "was left out: is none of the splits"
+            notes.append(Fault(reason, "nothing to do", path=entry.name))
+        else:
+            reason = f"is none of {', '.join(SPLITS)}"
+            faults.append(Fault(reason, "name the splits with `splits=`", path=entry.name))
+    return faults, notes
+
+
 def _pair(low: Tree, high: Tree) -> tuple[list[str], list[Fault]]:
     """Return each low image's high one, and the images of either tree that are without."""
     pairs: dict[str, str] = {}
@@ -203,6 +223,10 @@ def _pair(low: Tree, high: Tree) -> tuple[list[str], list[Fault]]:
         for _, path in files
     ]
     return [pairs.get(path, "") for _, path in low.files], faults
+
+
+def _is_dropping(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _DROPPINGS
 
 
 def _name(path: str) -> str:

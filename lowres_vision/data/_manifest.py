@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lowres_vision.data._errors import DataError, Fault
-from lowres_vision.data._folders import SPLITS
+from lowres_vision.data._folders import SPLITS, beside_splits
 from lowres_vision.data._rows import Rows, common_folder, read_folder_rows, read_rows
 
 _BLOCK = 2**16
@@ -180,7 +180,8 @@ class Manifest(Rows):
             high_resolution: As for :meth:`read_folders`: a second tree of the same splits. Other
                 splits than the first may be missing there: they are of low resolution only.
             splits: Names of the folders, the one that is trained on first; default is ``train``
-                and what there is of ``val`` and ``test``.
+                and what there is of ``val`` and ``test``, and any other folder is then a fault.
+                What lies beside them is listed in the first one's ``notes``.
             classes: As for :meth:`read_folders`; default is the classes of the first split.
 
         Returns:
@@ -197,6 +198,9 @@ class Manifest(Rows):
         top = Path(images)
         high = None if high_resolution is None else Path(high_resolution)
         root = top if high is None else common_folder(top, high)
+        named = splits is not None
+        if named and (isinstance(splits, str) or not splits):
+            raise ValueError(f"`splits` must be names of folders, got {splits!r}")
         if splits is None:
             splits = [name for name in SPLITS if name == SPLITS[0] or (top / name).is_dir()]
         found: dict[str, Manifest] = {}
@@ -212,9 +216,11 @@ class Manifest(Rows):
             classes = rows.classes if classes is None else classes
             found[name] = cls(**vars(rows))
             faults += wrong
-        if faults:
+        strangers, notes = beside_splits(top, splits, named=named)
+        if faults := strangers + faults:
             raise DataError(top, faults)
-        return found
+        first = found[splits[0]]
+        return found | {splits[0]: replace(first, notes=(*notes, *first.notes))}
 
     def __len__(self) -> int:
         """Return the number of rows."""

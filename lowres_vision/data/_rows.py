@@ -128,6 +128,9 @@ def read_folder_rows(
             raise FileNotFoundError(f"{folder} is not a folder; give one with a folder per class")
     if root is None:
         root = top if high is None else common_folder(top, high)
+    for folder in (top,) if high is None else (top, high):
+        if common_folder(folder, Path(root)) != common_folder(Path(root), Path(root)):
+            raise ValueError(f"`root` must hold {folder}, got {root}")
     classes = None if classes is None else check_classes(classes)
     tree, faults = read_tree(top, high, Path(root), classes)
     found = Rows(
@@ -148,4 +151,4 @@ def read_folder_rows(
 
 def common_folder(one: Path, other: Path) -> Path:
     """Return the folder that holds both."""
-    return Path(os.path.commonpath([one.absolute(), other.absolute()]))
+    return Path(os.path.commonpath([os.path.abspath(one), os.path.abspath(other)]))  # noqa: PTH100

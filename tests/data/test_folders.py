@@ -177,6 +177,16 @@ def test_a_folder_without_class_folders_is_unlabelled(tmp_path: Path) -> None:
         manifest.require_labels()
 
 
+def test_the_root_holds_the_folder(tmp_path: Path) -> None:
+    draw(tmp_path, "a/tit/1.png", "b/tit/1.png")
+    manifest = Manifest.read_folders(tmp_path / "a" / ".." / "b", root=tmp_path)
+    assert manifest.low == ("b/tit/1.png",)
+    with pytest.raises(ValueError, match=r"`root` must hold .*a, got .*b"):
+        Manifest.read_folders(tmp_path / "a", root=tmp_path / "b")
+    with pytest.raises(ValueError, match=r"`root` must hold .*b, got .*a"):
+        Manifest.read_folders(tmp_path / "a", high_resolution=tmp_path / "b", root=tmp_path / "a")
+
+
 class TestPairs:
     def test_two_trees_are_matched_by_class_and_name(self, tmp_path: Path) -> None:
         composed, decomposed = ACCENT, unicodedata.normalize("NFD", ACCENT)
@@ -219,14 +229,30 @@ class TestPairs:
 class TestSplits:
     def test_all_have_the_classes_of_the_first(self, tmp_path: Path) -> None:
         draw(tmp_path, "train/tit/a.png", "train/rail/a.png", "train/hoopoe/a.png")
-        draw(tmp_path, "val/tit/a.png", "val/tit/b.png", "test/x.png", "other/tit/a.png")
+        draw(tmp_path, "val/tit/a.png", "val/tit/b.png", "test/x.png")
+        (tmp_path / "README.md").write_text("# Birds")
         splits = Manifest.read_splits(tmp_path)
         assert list(splits) == ["train", "val", "test"]
         assert {split.classes for split in splits.values()} == {("hoopoe", "rail", "tit")}
         assert splits["val"].labels.tolist() == [2, 2]
         assert splits["val"].low == ("val/tit/a.png", "val/tit/b.png")
         assert splits["test"].labels.tolist() == [-1]
-        assert list(Manifest.read_splits(tmp_path, splits=["other", "val"])) == ["other", "val"]
+        assert [note.path for note in splits["train"].notes] == ["README.md"]
+
+    def test_other_names_must_be_given(self, tmp_path: Path) -> None:
+        draw(tmp_path, "train/tit/a.png", "valid/tit/a.png", "more/tit/a.png", ".git/x.png")
+        with pytest.raises(DataError) as error:
+            Manifest.read_splits(tmp_path)
+        assert [str(fault) for fault in error.value.faults] == [
+            f"{name}: is none of train, val, test; name the splits with `splits=`"
+            for name in ("more", "valid")
+        ]
+        splits = Manifest.read_splits(tmp_path, splits=["train", "valid"])
+        assert list(splits) == ["train", "valid"]
+        assert [note.path for note in splits["train"].notes] == [".git", "more"]
+        for wrong in ("train", []):
+            with pytest.raises(ValueError, match="`splits` must be names of folders, got"):
+                Manifest.read_splits(tmp_path, splits=wrong)
 
     def test_a_class_that_only_validation_has_is_named(self, tmp_path: Path) -> None:
         draw(tmp_path, "train/tit/a.png", "val/tit/a.png", "val/rail/a.png", "val/tits/a.png")

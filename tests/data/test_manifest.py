@@ -250,15 +250,15 @@ import resource, sys, time
 from lowres_vision.data import Manifest
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, began = peak(), time.perf_counter()
+before, began = peak(), time.process_time()
 manifest = Manifest.read_csv(sys.argv[1])
 manifest.digest()
-print(len(manifest), time.perf_counter() - began, peak() - before)
+print(len(manifest), time.process_time() - began, peak() - before)
 """
 
 
 def read_many(folder: Path, number: int) -> tuple[float, float]:
-    """Return seconds and bytes that a CSV of ``number`` pairs takes to read."""
+    """Return processor seconds and bytes that a CSV of ``number`` pairs takes to read."""
     for kind in ("train", "high"):
         (folder / kind / "files").mkdir(parents=True)
         for name in range(1000):
