@@ -13,21 +13,18 @@ them: ours takes them in one call, a peer that knows only indices needs two.
 """
 
 import argparse
-import json
 import math
-import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import kornia.losses
 import torch
 import torch.nn.functional as F
+from _results import write_result
 from pytorch_metric_learning.losses import ArcFaceLoss as PeerArcFaceLoss
 from torch import Tensor
 
@@ -171,23 +168,16 @@ def main() -> None:
                 f"{f'{batch}x{classes}':>10}  {case.name:24}{ours:10.1f}{peer:10.1f}{ratio:11.2f}"
                 f"  {case.peer_name}"
             )
-    if arguments.output:
-        packages = ("torch", "kornia", "pytorch-metric-learning")
-        commit = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        report = {
-            "command": "benchmarks/bench_losses.py",
-            "columns": "ours and peer: quartiles in microseconds; ratio: quartiles of peer / ours",
-            "device": f"{platform.machine()} {platform.processor()} CPU".replace("  ", " "),
-            "threads": arguments.threads,
-            "rounds": arguments.rounds,
-            "seed": arguments.seed,
-            "commit": commit or None,
-            "versions": {name: version(name) for name in packages},
-            "results": results,
-        }
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_result(
+        arguments.output,
+        __file__,
+        packages=("kornia", "pytorch-metric-learning"),
+        columns="ours and peer: quartiles in microseconds; ratio: quartiles of peer / ours",
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        seed=arguments.seed,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

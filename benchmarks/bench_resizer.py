@@ -15,18 +15,15 @@ counts processor time instead; OMP_WAIT_POLICY=passive keeps waiting threads out
 
 import argparse
 import copy
-import json
-import platform
 import random
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _results import write_result
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -198,24 +195,17 @@ def main() -> None:
         "bfloat16": round(1 / ratio("ours bf16 checkpoint", "ours bf16"), 2),
     }
     print(f"checkpoint takes {cost['float32']} x the time, under bf16 {cost['bfloat16']} x")
-    if arguments.output:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
-        report = {
-            "command": "benchmarks/bench_resizer.py",
-            "columns": "quartiles of milliseconds; medians of paper / candidate; MB per image",
-            "device": f"{platform.machine()} {platform.processor()} CPU".replace("  ", " "),
-            "threads": arguments.threads,
-            "clock": arguments.clock,
-            "rounds": arguments.rounds,
-            "seed": arguments.seed,
-            "commit": commit or None,
-            "versions": {"torch": version("torch")},
-            "checkpoint_cost": cost,
-            "results": results,
-        }
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_result(
+        arguments.output,
+        __file__,
+        columns="quartiles of milliseconds; medians of paper / candidate; MB per image",
+        threads=arguments.threads,
+        clock=arguments.clock,
+        rounds=arguments.rounds,
+        seed=arguments.seed,
+        checkpoint_cost=cost,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,14 +59,14 @@ def check_boxes(boxes: Tensor | None, B: int, items: Sequence[Tensor]) -> None:
     check_per_image("boxes", boxes, (B, 4), FLOATS, items[0].device)
     if boxes is None or not _readable(boxes):
         return
-    corners = boxes.detach().double()
+    corners = boxes.detach().double().numpy()  # whose small operations are cheaper than torch's
     starts, extents = corners[:, :2], corners[:, 2:]  # (B, 2) each
-    limits = torch.tensor([item.shape[-2:] for item in items], dtype=torch.float64)  # (B or 1, 2)
+    limits = np.array([item.shape[-2:] for item in items], dtype=np.float64)  # (B or 1, 2)
     # A box computed in its own precision may overshoot the edge by a rounding error.
     slack = 4 * torch.finfo(boxes.dtype).eps * limits
     inside = (starts >= 0) & (extents > 0) & (starts + extents <= limits + slack)
-    if not bool(inside.all()):
-        bad = int((~inside.all(dim=-1)).nonzero()[0])
+    if not inside.all():
+        bad = int((~inside.all(axis=-1)).nonzero()[0][0])
         H, W = items[bad if len(items) > 1 else 0].shape[-2:]
         raise ValueError(
             "`boxes` must be (top, left, height, width) inside the image with sides > 0, got "
