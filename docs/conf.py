@@ -1,6 +1,15 @@
-"""Sphinx configuration; the build needs no network."""
+"""Sphinx configuration; the build needs no network.
 
+    sphinx-build -W -n -b html docs OUT                  # the site; the gallery runs
+    sphinx-build -t online -b linkcheck docs OUT         # every link, and other projects' names
+"""
+
+from collections.abc import Iterator
 from importlib.metadata import version as installed
+from typing import Any
+
+from matplotlib.figure import Figure
+from sphinx_gallery.scrapers import figure_rst
 
 project = "lowres-vision"
 author = "The lowres-vision developers"
@@ -13,8 +22,10 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
+suppress_warnings = ["config.cache"]  # sphinx_gallery_conf holds a function
 html_theme = "furo"
 html_title = "lowres-vision"
 
@@ -29,8 +40,48 @@ autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
-# References into other projects have no inventory here; everything of our own must resolve.
+# References into other projects have no inventory here; everything of our own must resolve, but
+# for the private types in the signatures of public names.
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!lowres_vision\.).*"),
+    (r"py:class", r"lowres_vision\.(\w+\.)*_\w+\.\w+"),
 ]
+
+if tags.has("online"):  # noqa: F821, Sphinx defines it
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+        "lightning": ("https://lightning.ai/docs/pytorch/stable", None),
+    }
+
+
+def figures(block: Any, variables: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Save the figures that a block of a gallery script left in its variables, each once."""
+
+    def pictures() -> Iterator[str]:
+        for value in variables["example_globals"].values():
+            if isinstance(value, Figure) and not hasattr(value, "shown"):
+                value.shown = True
+                path = next(variables["image_path_iterator"])
+                value.savefig(path, dpi=100, bbox_inches="tight")
+                yield path
+
+    return figure_rst(list(pictures()), settings["src_dir"])
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "pictures",
+    "filename_pattern": r"\.py$",
+    "image_scrapers": (figures,),
+    "reset_modules": (),
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "min_reported_time": 1e9,
+    "write_computation_times": False,
+}

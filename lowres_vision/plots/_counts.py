@@ -61,7 +61,7 @@ def column_counts(
 
     Example:
         >>> figure = column_counts(["Cubism", "Cubism,Surrealism"], separator=",")
-        >>> [bar.get_width() for bar in figure.axes[0].patches]
+        >>> [int(bar.get_width()) for bar in figure.axes[0].patches]
         [2, 1]
     """
     values = [

@@ -236,12 +236,12 @@ def _one(image: Any, mean: Sequence[float] | None, std: Sequence[float] | None) 
     if array.ndim != 3 or array.shape[0] not in (1, 3):
         raise ValueError(f"each image must be (C, H, W) with C of 1 or 3, got {array.shape}")
     pixels = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
-    pixels = np.moveaxis(pixels, 0, 2)
+    pixels = np.moveaxis(pixels, 0, 2)  # (H, W, C)
     if std is not None:
         pixels = pixels * np.asarray(std, dtype=np.float32)
     if mean is not None:
         pixels = pixels + np.asarray(mean, dtype=np.float32)
-    return pixels
+    return np.asarray(pixels, dtype=np.float32)
 
 
 def _pixels(images: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> list[Pixels]:

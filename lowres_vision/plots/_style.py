@@ -95,7 +95,7 @@ def font_of(text: str) -> str | None:
     """Return an installed font that has all letters of ``text``, or None."""
     for name in _FONTS:
         charmap = _charmap(name)
-        if charmap and all(ord(letter) in charmap for letter in text if letter.isprintable()):
+        if charmap and all(ord(letter) in charmap for letter in text):
             return name
     return None
 

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowres_vision.data import Manifest
 from lowres_vision.training._diagnosis import replay
+from lowres_vision.training._report import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--device", help="default: the type of device that the step ran on")
     command.set_defaults(run=_replay)
 
+    command = commands.add_parser("report", help="write one HTML page about a cross-validation")
+    command.add_argument("folder", type=Path, metavar="run", help="the cross-validation's `out`")
+    command.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    command.add_argument("--csv", type=Path, help="the rows it was trained on, for their images")
+    command.add_argument("--image", default="img_path", metavar="COLUMN")
+    command.add_argument("--high-resolution", default="upscale_img_path", metavar="COLUMN")
+    command.add_argument("--label", default="label", metavar="COLUMN")
+    command.add_argument("--id", default="id", metavar="COLUMN")
+    command.add_argument("--group", metavar="COLUMN")
+    command.add_argument("--root", type=Path, help="folder of the paths; default the CSV's")
+    command.add_argument("--build", metavar="FILE.py:FUNCTION", help="as above, for the resizer")
+    command.set_defaults(run=_report)
+
     options = parser.parse_args(arguments)
     try:
         print(options.run(options))
@@ -40,7 +55,16 @@ def _replay(options: argparse.Namespace) -> str:
     return replay(options.folder, build(), device=options.device).to_text()
 
 
-def _function(name: str) -> Callable[[], Any]:
+def _report(options: argparse.Namespace) -> Path:
+    columns = ("image", "high_resolution", "label", "id", "group", "root")
+    manifest = None
+    if options.csv is not None:
+        manifest = Manifest.read_csv(options.csv, **{n: getattr(options, n) for n in columns})
+    build = None if options.build is None else _function(options.build)
+    return write_report(options.folder, options.out, manifest=manifest, build=build)
+
+
+def _function(name: str) -> Callable[..., Any]:
     """Return the function that ``FILE.py:FUNCTION`` or ``package.module:FUNCTION`` names."""
     place, _, function = name.rpartition(":")
     if not place:
@@ -60,7 +84,7 @@ def _function(name: str) -> Callable[[], Any]:
         module = importlib.import_module(place)
     if not hasattr(module, function):
         raise ValueError(f"`--build` {place} has no function {function}")
-    found: Callable[[], Any] = getattr(module, function)
+    found: Callable[..., Any] = getattr(module, function)
     return found
 
 

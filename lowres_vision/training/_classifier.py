@@ -144,14 +144,6 @@ class Classifier(L.LightningModule):
         weight *= accumulation_weight(self.trainer, batch_index)
         return loss if weight == 1 else weight * loss
 
-    def training_loss(self, batch: Batch | PairBatch, batch_index: int, *, epoch: int) -> Tensor:
-        """Return what a training step of that batch and epoch minimises; needs no trainer.
-
-        A function of its arguments, ``seed`` and the weights; where the model has dropout, of
-        PyTorch's own generator, too.
-        """
-        return reduce(add, self._terms(self._draw(batch, batch_index, epoch)).values())
-
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Keep one batch of outputs for the pooled scores."""
         self._held_out.append((batch.rows, self(self._images(batch)), batch.targets))

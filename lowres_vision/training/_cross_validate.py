@@ -1,6 +1,5 @@
 """Train models over folds and seeds; predict every row by models that have not seen it."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +13,18 @@ import numpy.typing as npt
 
 from lowres_vision._batch import collate
 from lowres_vision._checks import check_choice, check_range
-from lowres_vision._files import write_whole
 from lowres_vision.data import Manifest, MultiResolutionDataset, StratifiedFolds
-from lowres_vision.ensemble import Member, OutOfFold
+from lowres_vision.ensemble import OutOfFold
 from lowres_vision.training._best import Monitor
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._data import Collate
-from lowres_vision.training._describe import commit, describe, describe_classifier, versions
+from lowres_vision.training._describe import describe, describe_classifier
 from lowres_vision.training._fold import Precision
 from lowres_vision.training._isolate import in_own_process
+from lowres_vision.training._outcome import collect, save
 from lowres_vision.training._ranks import is_first_process
 from lowres_vision.training._result import CrossValidation
 from lowres_vision.training._run import (
-    Arrays,
     Build,
     Run,
     Sampling,
@@ -34,8 +32,6 @@ from lowres_vision.training._run import (
     check,
     execute,
     finished,
-    outcome,
-    save_arrays,
 )
 from lowres_vision.training._teacher import Fold, call_build
 
@@ -215,9 +211,9 @@ def cross_validate(
             in_own_process(execute, run, name=run.name)
         else:
             execute(run)
-    result = _collect(runs, manifest, fold_of)
+    result = collect(runs, manifest, fold_of)
     if is_first_process():
-        _save(result, manifest, test, data, out)
+        save(result, manifest, test, data, out)
     return result
 
 
@@ -274,74 +270,3 @@ def _built(
     L.seed_everything(seed, verbose=False)
     fold = Fold(0, np.flatnonzero(fold_of == 0), manifest.digest())
     return describe_classifier(call_build(make, fold))
-
-
-def _collect(
-    runs: Sequence[Run], manifest: Manifest, fold_of: npt.NDArray[np.int64]
-) -> CrossValidation:
-    """Put the runs' predictions together, read from their folders."""
-    folds = int(fold_of.max()) + 1
-    members = tuple(Member(run.model, run.seed, "plain") for run in runs[::folds])
-    shape = (len(members), len(manifest), len(manifest.classes))
-    stack = np.full(shape, np.nan, dtype=np.float32)
-    tests, epochs, seconds = [], [], 0.0
-    for number, run in enumerate(runs):
-        book, arrays = outcome(run)
-        stack[number // folds, arrays["rows"]] = arrays["probabilities"]
-        epochs.append(int(book["best_epoch"]))
-        seconds += book["seconds"]
-        if run.test is not None:
-            tests.append(arrays["test"])
-    return CrossValidation(
-        members=members,
-        labels=manifest.labels,
-        fold_of=fold_of,
-        stack=stack,
-        test_stack=np.stack(tests).reshape(len(members), folds, *tests[0].shape) if tests else None,
-        epochs=tuple(tuple(epochs[i : i + folds]) for i in range(0, len(epochs), folds)),
-        seconds=seconds,
-    )
-
-
-def _save(
-    result: CrossValidation,
-    manifest: Manifest,
-    test: Manifest | None,
-    data: Mapping[str, Any],
-    out: Path,
-) -> None:
-    one = len(result.members) == 1
-    names: Arrays = {
-        "models": np.array([member.model for member in result.members]),
-        "seeds": np.array([member.seed for member in result.members]),
-        "views": np.array([member.view for member in result.members]),
-    }
-    arrays: Arrays = {"fold_of": result.fold_of, "labels": result.labels}
-    arrays["probabilities"] = result.stack[0] if one else result.stack
-    if test is not None and result.test_stack is not None:
-        arrays["test_probabilities"] = result.test_stack[0] if one else result.test_stack
-        ids, classes = np.array(test.ids), np.array(manifest.classes)
-        predicted: Arrays = {"ids": ids, "classes": classes, "probabilities": result.test_stack}
-        save_arrays(out / "test_probabilities.npz", {**names, **predicted})
-    save_arrays(out / "out_of_fold.npz", arrays if one else {**arrays, **names})
-    scores = [
-        {
-            "model": member.model,
-            "seed": member.seed,
-            "accuracy": alone.accuracy,
-            "macro_f1": alone.macro_f1,
-            "accuracy_by_fold": alone.accuracy_by_fold,
-            "best_epochs": alone.best_epochs,
-        }
-        for member in result.members
-        for alone in [result.of(member.model, seed=member.seed)]
-    ]
-    summary = {
-        **(scores[0] if one else {"members": scores}),
-        "seconds": round(result.seconds, 1),
-        **data,
-        "versions": versions(),
-        "commit": commit(),
-    }
-    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-    write_whole(out / "summary.json", text.encode())

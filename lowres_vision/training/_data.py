@@ -65,7 +65,7 @@ class PairsDataModule(L.LightningDataModule):
         super().__init__()
         check_range("batch_size", batch_size, 1)
         check_range("workers", workers, 0)
-        check_range("samples_per_epoch", samples_per_epoch or 1, 1)
+        check_range("samples_per_epoch", 1 if samples_per_epoch is None else samples_per_epoch, 1)
         if sampler is not None and samples_per_epoch is not None:
             raise ValueError(
                 "`samples_per_epoch` must be None with a `sampler`; see its num_samples"

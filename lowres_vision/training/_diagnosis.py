@@ -257,7 +257,7 @@ def _autocast(precision: str, device: str) -> Any:
 def random_state() -> dict[str, Tensor]:
     """Return the state of PyTorch's generators, of the current GPU's too where one is in use."""
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 

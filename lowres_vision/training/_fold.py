@@ -85,6 +85,11 @@ class FoldRun:
         num_nodes: int = 1,
     ) -> None:
         check_range("keep", keep, 1)
+        if any(word in strategy for word in ("fsdp", "deepspeed", "model_parallel")):
+            raise ValueError(
+                f"`strategy` must leave whole weights on every device, as 'auto' and 'ddp' do, got "
+                f"{strategy!r}: checkpoints and best weights are of whole weights"
+            )
         check_range("patience", 1 if patience is None else patience, 1)
         check_range("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every, 1)
         self.directory = directory

@@ -65,7 +65,7 @@ def make_loggers(
     conditions = {"tags": " ".join(tags)} if tags else {}
     for logger in loggers:
         if settings or conditions:
-            logger.log_hyperparams({**conditions, **_flat(settings or {})})
+            logger.log_hyperparams({**conditions, **flat(settings or {})})
     return loggers
 
 
@@ -110,13 +110,13 @@ def _require(name: str) -> None:
             ) from None
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as ``outer.inner``, with numbers, words and None as they are."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
             plain = value is None or isinstance(value, bool | int | float | str)
-            flat[f"{prefix}{key}"] = value if plain else str(value)
-    return flat
+            found[f"{prefix}{key}"] = value if plain else str(value)
+    return found

@@ -67,7 +67,8 @@ class Consistency(nn.Module):
         self.divergence: Literal["jensen_shannon", "kl"] = divergence
 
     def check(self, model: nn.Module, loss: nn.Module) -> None:
-        """Refuse a model that this pairing cannot train; there is none."""
+        """Refuse a loss that does not say which logits it reads."""
+        _require("loss", loss, "logits")
 
     def prepare(
         self,
@@ -188,7 +189,10 @@ class Distillation(nn.Module):
         """Refuse a student without the methods needed, or a teacher of other outputs."""
         if self.features > 0:
             _require("model", model, "embed", "classify")
-        check_outputs(self.teacher, loss if self.teacher_loss is None else self.teacher_loss)
+        teacher_loss = loss if self.teacher_loss is None else self.teacher_loss
+        check_outputs(self.teacher, teacher_loss)
+        _require("loss", loss, "logits")
+        _require("teacher_loss", teacher_loss, "logits")
         shared = {id(p) for p in self.teacher.parameters()} & {id(p) for p in model.parameters()}
         if shared:
             raise ValueError("`teacher` and student share weights; give copy.deepcopy(teacher)")
@@ -284,10 +288,11 @@ def _hex(digest: Tensor) -> str:
     return bytes(digest.tolist()).hex()[:12]
 
 
-def _require(name: str, model: nn.Module, *methods: str) -> None:
-    missing = [method for method in methods if not hasattr(model, method)]
+def _require(name: str, module: nn.Module, *methods: str) -> None:
+    missing = [method for method in methods if not hasattr(module, method)]
     if missing:
+        like = "the losses of lowres_vision" if methods == ("logits",) else "LowResClassifier"
         raise ValueError(
-            f"`features` > 0 needs `{name}` to have {' and '.join(missing)}, as LowResClassifier "
-            f"has; {type(model).__name__} has not"
+            f"`pairing` needs `{name}` to have {' and '.join(missing)}, like {like}; "
+            f"{type(module).__name__} has not"
         )

@@ -33,7 +33,9 @@ class StepSeeds(L.Callback):
         """Seed PyTorch for this step."""
         rank, _ = rank_and_world()
         keys = (self.seed, _STEP, trainer.current_epoch, batch_idx, rank)
-        torch.manual_seed(stream(*keys).initial_seed())
+        # torch.manual_seed formats the call stack for each kind of device that is not in use.
+        seeded = torch.default_generator if module.device.type == "cpu" else torch
+        seeded.manual_seed(stream(*keys).initial_seed())
 
 
 class Resumable(L.Callback):

@@ -277,18 +277,26 @@ def test_a_schedule_of_ones_own_is_told_the_steps_of_an_epoch(
     assert rates[0] > rates[1] > rates[2]
 
 
-def test_the_loss_of_a_step_needs_no_trainer(
+def test_a_step_is_a_function_of_seed_epoch_and_batch(
     patch_net: Any, toy_samples: Any, quiet_trainer: Any
 ) -> None:
     cropping = BatchTransform(16, mean=(0.5,) * 3, std=(0.25,) * 3)
     ours = classifier(patch_net(), transform=cropping, seed=4)
+    other = classifier(patch_net(), transform=cropping, seed=5)
     seen: list[Tensor] = []
 
     class Spy(L.Callback):
         def on_train_batch_start(
             self, trainer: L.Trainer, module: Any, batch: Any, index: int
         ) -> None:
-            seen.append(module.training_loss(batch, index, epoch=trainer.current_epoch).detach())
+            views = module._draw(batch, index, trainer.current_epoch)
+            seen.append(module._terms(views)["train_loss"].detach())
+            elsewhere = [
+                other._draw(batch, index, trainer.current_epoch),
+                module._draw(batch, index + 1, trainer.current_epoch),
+                module._draw(batch, index, trainer.current_epoch + 1),
+            ]
+            assert not any(torch.equal(views.images, there.images) for there in elsewhere)
 
         def on_train_batch_end(
             self, trainer: L.Trainer, module: Any, outputs: Any, *_: object
@@ -307,4 +315,4 @@ def test_refusals(patch_net: Any, toy_samples: Any) -> None:
     mixed = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), torch.tensor([0, 1]),
                   Mix(torch.tensor([1, 0]), torch.tensor([0.5, 0.5])))  # fmt: skip
     with pytest.raises(ValueError, match="a drawn mix needs a `transform` that applies it"):
-        classifier(patch_net(), transform=None).training_loss(mixed, 0, epoch=0)
+        classifier(patch_net(), transform=None)._draw(mixed, 0, 0)

@@ -1,6 +1,8 @@
 """Models x seeds x folds in one folder: what is skipped, refused, and said."""
 
+import errno
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -161,6 +163,31 @@ def test_two_processes_cannot_be_at_one_run(manifest: Manifest, tmp_path: Path) 
         pytest.raises(FileExistsError, match="fold_0 is in use by process"),
     ):
         once(manifest, tmp_path)
+
+
+def test_a_full_disk_loses_nothing(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = once(manifest, tmp_path / "unbroken", epochs=3)
+    fsync, left = os.fsync, [10]  # somewhere in the second epoch
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"no space is left .* start the same command again"):
+        once(manifest, tmp_path / "full", epochs=3)
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert (tmp_path / "full" / "fold_0" / "training.checkpoint").exists()
+    assert "No space left" in (tmp_path / "full" / "fold_0" / "errors.txt").read_text()
+    found = once(manifest, tmp_path / "full", epochs=3)
+    assert np.array_equal(found.probabilities, expected.probabilities, equal_nan=True)
+    for name in ("metrics.csv", "best.safetensors", "predictions.npz"):
+        same = [(tmp_path / out / "fold_0" / name).read_bytes() for out in ("full", "unbroken")]
+        assert same[0] == same[1]
 
 
 def test_the_books_say_what_a_run_is_made_of(manifest: Manifest, tmp_path: Path) -> None:

@@ -350,6 +350,13 @@ def test_refusals(patch_net: Any, toy_samples: Any, quiet_trainer: Any) -> None:
     pairing = Distillation(patch_net(), features=1.0)
     with pytest.raises(ValueError, match="needs `model` to have embed and classify"):
         Classifier(nn.Flatten(), loss, optimizer=adam(), pairing=pairing)
+    with pytest.raises(
+        ValueError, match=r"`loss` to have logits, like the losses of lowres_vision"
+    ):
+        Classifier(
+            patch_net(), nn.CrossEntropyLoss(), transform=transform(), optimizer=adam(),
+            pairing=Consistency(),
+        )  # fmt: skip
     model = patch_net()
     with pytest.raises(ValueError, match=r"share weights; give copy\.deepcopy\(teacher\)"):
         Classifier(model, loss, optimizer=adam(), pairing=Distillation(model))
