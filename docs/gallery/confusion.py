@@ -31,7 +31,7 @@ torch.manual_seed(0)
 model = LowResClassifier("test_resnet", 4, image_size=32)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 images = resize(train.images, 32, mean=model.mean, std=model.std)
-for step in range(100):
+for _ in range(100):
     rows = torch.randperm(len(images))[:32]
     loss = CrossEntropyLoss()(model(images[rows]), train.targets[rows])
     optimizer.zero_grad()

@@ -32,7 +32,7 @@ rest = [value for name, value in model.named_parameters() if not name.startswith
 optimizer = torch.optim.AdamW(
     [{"params": rest, "lr": 3e-3}, {"params": resizer.parameters(), "lr": 1e-4}]
 )
-for step in range(30):
+for _ in range(30):
     rows = torch.randperm(len(images))[:16]
     loss = CrossEntropyLoss()(model(images[rows]), batch.targets[rows])
     optimizer.zero_grad()

@@ -99,7 +99,7 @@ def _layer_scales(model: nn.Module, layer_decay: float) -> dict[int, float]:
     classifier = backbone.pretrained_cfg.get("classifier", "head")
     head = classifier if isinstance(classifier, str) else classifier[0]
     # The classifier stands outside of the backbone, but has its place in the count.
-    named = SimpleNamespace(
+    named: Any = SimpleNamespace(
         named_parameters=lambda: [*parameters.items(), (f"{head}.weight", None)]
     )
     layers = group_parameters(named, backbone.group_matcher(coarse=False), reverse=True)

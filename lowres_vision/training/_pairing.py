@@ -173,7 +173,7 @@ class Distillation(nn.Module):
         teacher.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self._teacher = (teacher,)
         self.register_buffer("teacher_sha256", _digest(teacher))
-        self.register_load_state_dict_pre_hook(_refuse_another_teacher)
+        self.register_load_state_dict_pre_hook(_refuse_another_teacher)  # type: ignore[no-untyped-call]
         self.teacher_loss, self.transform = teacher_loss, transform
         self.labels, self.predictions, self.features = labels, predictions, features
         self.temperature = temperature
@@ -211,7 +211,8 @@ class Distillation(nn.Module):
         with torch.no_grad():
             features = teacher.embed(high) if self.features > 0 else None
             outputs = teacher(high) if features is None else teacher.classify(features)
-            logits = (self.teacher_loss or loss).logits(outputs)
+            reads: Any = self.teacher_loss or loss
+            logits = reads.logits(outputs)
         return Views(low, batch.targets[share], logits, features)
 
     def forward(self, model: Any, loss: Any, views: Views) -> Terms:
@@ -245,8 +246,8 @@ class Distillation(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Take the teacher along to another device or dtype."""
-        self.teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 def _views(

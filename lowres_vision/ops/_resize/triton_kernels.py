@@ -1,7 +1,7 @@
 """The resize as Triton kernels; :mod:`lowres_vision.ops._resize.cuda` launches them.
 
-Both axes are first written down as tables by :func:`tap_kernel`: the first pixel and the K weights
-of every output pixel. :func:`resize_kernel` then walks down the output rows. It keeps the K input
+:func:`tap_kernel` first writes down both axes as tables: the first pixel and the K weights of
+every output pixel. :func:`resize_kernel` then walks down the output rows. It keeps the K input
 rows in use, already resized to the output's width, in registers; when a row leaves the window of
 the next output row, the row below takes its place. So a row of the image is read and resized once,
 an output element costs K multiplications and its share of that, and no thread waits for another.
@@ -19,90 +19,10 @@ Offsets within an image fit 32 bits (the launcher sees to it); offsets of images
 import triton
 import triton.language as tl
 
+from lowres_vision.ops._resize.triton_gradient import gradient_kernel
+from lowres_vision.ops._resize.triton_tables import count_kernel, tap_kernel
 
-@triton.jit
-def tap_kernel(
-    boxes,
-    starts,
-    weights,
-    length,
-    size,
-    AXIS: tl.constexpr,
-    K,
-    CUBIC: tl.constexpr,
-    ANTIALIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write one axis of each box: see :mod:`lowres_vision.ops._resize.taps` for the formula.
-
-    ``starts`` ``(boxes, size + 1)`` int32 gets the first pixel that each output pixel reads, and
-    behind them the last pixel of the box; ``weights`` ``(boxes, size, K)`` float32 the weights of
-    that pixel and the following, 0 beyond the box. Float64 within: at 512 pixels a float32
-    coordinate is off by 3e-5. Program: a box, a block of output pixels.
-    """
-    box = tl.program_id(0).to(tl.int64)
-    outputs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    valid = outputs < size
-    outputs = tl.minimum(outputs, size - 1)
-    if boxes is None:
-        origin = tl.zeros((), tl.float64)
-        extent = origin + length
-    else:
-        origin = tl.load(boxes + box * 4 + AXIS)
-        extent = tl.load(boxes + box * 4 + AXIS + 2)
-    scale = extent / size
-    centres = origin + (outputs + 0.5) * scale
-    first = tl.minimum(tl.maximum(tl.floor(origin).to(tl.int32), 0), length - 1)
-    last = tl.minimum(tl.maximum((tl.ceil(origin + extent) - 1).to(tl.int32), 0), length - 1)
-    radius: tl.constexpr = 2 if CUBIC else 1
-    stretch = tl.maximum(scale, 1.0) if ANTIALIAS else tl.full((), 1.0, tl.float64)
-    # The nearest 2 or 4 pixels, or all whose centre the stretched filter reaches.
-    if ANTIALIAS:
-        taps = tl.ceil(centres - radius * stretch - 0.5).to(tl.int32)
-    else:
-        taps = tl.floor(centres - 0.5).to(tl.int32) - (radius - 1)
-    reads = tl.minimum(tl.maximum(taps, first), last)
-
-    tl.store(starts + box * (size + 1) + outputs, reads, mask=valid)
-    tl.store(starts + box * (size + 1) + size, last)
-    weights += box * K * size
-    if ANTIALIAS:
-        total = tl.zeros((BLOCK,), tl.float64)
-        for k in range(K):
-            weight = _filter((reads + k + 0.5 - centres) / stretch, CUBIC, -0.5)
-            total += tl.where(reads + k <= last, weight, 0.0)
-        for k in range(K):
-            weight = _filter((reads + k + 0.5 - centres) / stretch, CUBIC, -0.5)
-            weight = tl.where(reads + k <= last, weight / total, 0.0)
-            tl.store(weights + outputs * K + k, weight.to(tl.float32), mask=valid)
-    else:
-        for k in range(K):
-            total = tl.zeros((BLOCK,), tl.float64)
-            for tap in tl.static_range(2 * radius):  # those outside the box read its nearest
-                pixel = tl.minimum(tl.maximum(taps + tap, first), last)
-                weight = _filter(taps + tap + 0.5 - centres, CUBIC, -0.75)
-                total += tl.where(pixel == reads + k, weight, 0.0)
-            tl.store(weights + outputs * K + k, total.to(tl.float32), mask=valid)
-
-
-@triton.jit
-def count_kernel(starts, counts, length, size, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-    """Write how many output pixels start at pixel p or before it, ``counts`` ``(boxes, length)``.
-
-    Starts ascend, so the outputs whose K taps reach p are those from ``counts[p - K]`` to
-    ``counts[p] - 1``. ``2**STEPS > size``. Program: a box, a block of pixels.
-    """
-    box = tl.program_id(0).to(tl.int64)
-    pixels = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    starts += box * (size + 1)
-    low = tl.zeros((BLOCK,), tl.int32)
-    high = low + size
-    for _ in range(STEPS):
-        middle = (low + high) // 2
-        counted = tl.load(starts + middle, mask=low < high, other=length) <= pixels
-        low = tl.where(counted, middle + 1, low)
-        high = tl.where(counted, high, middle)
-    tl.store(counts + box * length + pixels, low, mask=pixels < length)
+__all__ = ["count_kernel", "gradient_kernel", "resize_kernel", "tap_kernel", "wide_kernel"]
 
 
 @triton.jit
@@ -298,98 +218,6 @@ def wide_kernel(
 
 
 @triton.jit
-def gradient_kernel(
-    gradient,
-    out,
-    row_starts,
-    row_weights,
-    row_counts,
-    column_starts,
-    column_weights,
-    column_counts,
-    flip,
-    gain,
-    channels,
-    height,
-    width,
-    gradient_height,
-    gradient_width,
-    stride_image,
-    stride_channel,
-    stride_row,
-    stride_column,
-    rows,
-    K_ROWS,
-    K_COLUMNS,
-    PER_IMAGE: tl.constexpr,
-    SPAN: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Write the gradient of images, ``(B, channels, height, width)`` contiguous.
-
-    For each row of the image, the rows of the gradient that read it are summed with their
-    weights, ``SPAN`` columns at a time, and each pixel then collects from that sum the columns
-    that read it. Program: a plane of an image, ``rows`` rows, ``BLOCK`` columns.
-    """
-    image = (tl.program_id(0) // channels).to(tl.int64)
-    plane = tl.program_id(0) % channels
-    top = tl.program_id(1) * rows
-    bottom = tl.minimum(top + rows, height)
-    columns = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    valid = columns < width
-    scale = 1.0 if gain is None else tl.load(gain + plane)
-    table = image if PER_IMAGE else image * 0
-    gradient += image * stride_image + plane * stride_channel
-    out += (image * channels + plane) * height * width
-    row_starts += table * (gradient_height + 1)
-    row_weights += table * gradient_height * K_ROWS
-    row_counts += table * height
-    column_starts += table * (gradient_width + 1)
-    column_weights += table * gradient_width * K_COLUMNS
-    column_counts += table * width
-
-    first = tl.load(
-        column_counts + columns - K_COLUMNS, mask=valid & (columns >= K_COLUMNS), other=0
-    )
-    end = tl.load(column_counts + columns, mask=valid, other=0)
-    first = tl.minimum(first, end)  # of lanes beyond the image
-    most = tl.max(end - first)
-    low = tl.min(tl.where(end > first, first, gradient_width))
-    high = tl.max(end)
-    mirror = False if flip is None else tl.load(flip + image)
-    seen_low = tl.where(mirror, gradient_width - high, low) // 16 * 16  # whole sectors
-    seen_high = tl.where(mirror, gradient_width - low, high)
-
-    for y in range(top, bottom):
-        row_first = tl.load(row_counts + y - K_ROWS, mask=y >= K_ROWS, other=0)
-        row_end = tl.load(row_counts + y)
-        total = tl.zeros((BLOCK,), tl.float32)
-        for chunk in range(seen_low, seen_high, SPAN):
-            span = chunk + tl.arange(0, SPAN)
-            present = span < gradient_width
-            summed = tl.zeros((SPAN,), tl.float32)
-            for reader in range(row_first, row_end):
-                tap = y - tl.load(row_starts + reader)
-                weight = tl.load(row_weights + reader * K_ROWS + tap)
-                source = gradient + reader * stride_row
-                values = tl.load(source + span * stride_column, mask=present, other=0.0)
-                summed += weight * values.to(tl.float32)
-            for nth in range(most):
-                readers = first + nth
-                reads = readers < end
-                taps = columns - tl.load(column_starts + readers, mask=reads, other=0)
-                weights = tl.load(
-                    column_weights + readers * K_COLUMNS + taps, mask=reads, other=0.0
-                )
-                places = tl.where(mirror, gradient_width - 1 - readers, readers) - chunk
-                here = reads & (places >= 0) & (places < SPAN)
-                collected = tl.gather(summed, tl.where(here, places, 0), 0)
-                total += tl.where(here, weights * collected, 0.0)
-        value = (total * scale).to(out.dtype.element_ty)
-        tl.store(out + y * width + columns, value, mask=valid)
-
-
-@triton.jit
 def _filtered(
     images,
     row_starts,
@@ -527,15 +355,3 @@ def _zeros(count: tl.constexpr, BLOCK: tl.constexpr):
     for _ in tl.static_range(count):
         window = window + (tl.zeros((BLOCK,), tl.float32),)
     return window
-
-
-@triton.jit
-def _filter(distance, CUBIC: tl.constexpr, a: tl.constexpr):
-    x = tl.abs(distance)
-    if CUBIC:
-        near = ((a + 2) * x - (a + 3)) * x * x + 1
-        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-        weight = tl.where(x < 1, near, tl.where(x < 2, far, 0.0))
-    else:
-        weight = tl.maximum(1 - x, 0.0)
-    return weight
