@@ -1,7 +1,7 @@
 """Every code block of the README and the documentation runs, or says why it does not.
 
-A page's Python blocks run one after another in one namespace, in a folder that holds generated
-data, on a machine without a network. Comments that readers do not see steer it:
+A page's Python and shell blocks run one after another, the Python ones in one namespace, in a folder
+that holds generated data, on a machine without a network. Comments that readers do not see steer it:
 
     <!-- not run: REASON -->     before a block: it is counted and skipped
     <!-- command: NAME -->       before a block: `.ci/run` runs it
@@ -74,36 +74,31 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_python_blocks_run(page: Path, work: Path) -> None:
-    blocks = [block for block in blocks_of(page) if block.language == "python"]
-    if not blocks:
-        return
-    names: dict[str, object] = {"__name__": "docs"}
-    text = page.read_text(encoding="utf-8")
-    for code in re.findall(r"<!-- before:(.*?)-->", text, re.DOTALL):
-        exec(code, names)
-    for block in blocks:
-        if block.reason is None:
-            exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_shell_blocks_run(page: Path, work: Path) -> None:
+def run_shell(block: Block, page: Path) -> None:
+    """Run the commands of a shell block, all of which must be Python's."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    for line in block.code.replace("\\\n", " ").splitlines():
+        command = shlex.split(line, comments=True)
+        if command[:1] == ["python"]:
+            done = subprocess.run(
+                [sys.executable, *command[1:]], env=environment, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{relative(page)}:{block.line} {line}\n{done.stderr}"
+        else:
+            assert not command, f"{relative(page)}:{block.line} mark {line!r} as not run"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=relative)
+def test_blocks_run(page: Path, work: Path) -> None:
+    names: dict[str, object] = {"__name__": "docs"}
+    for code in re.findall(r"<!-- before:(.*?)-->", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(code, names)
     for block in blocks_of(page):
-        if block.language != "sh" or block.reason is not None:
-            continue
-        for line in block.code.replace("\\\n", " ").splitlines():
-            command = shlex.split(line, comments=True)
-            if command[:1] == ["python"]:
-                done = subprocess.run(
-                    [sys.executable, *command[1:]], env=environment, capture_output=True, text=True
-                )
-                assert done.returncode == 0, f"{relative(page)}:{block.line} {line}\n{done.stderr}"
-            else:
-                assert not command, f"{relative(page)}:{block.line} mark {line!r} as not run"
+        if block.reason is None and block.language == "python":
+            exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
+        elif block.reason is None:
+            run_shell(block, page)
 
 
 def test_few_blocks_are_left_out() -> None:

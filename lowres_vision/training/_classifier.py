@@ -25,7 +25,13 @@ from lowres_vision.training._optimisation import (
     scale_rates,
 )
 from lowres_vision.training._pairing import Consistency, Distillation, Terms, Views
-from lowres_vision.training._ranks import pool_by_row, rank_and_world, rank_share, share_weight
+from lowres_vision.training._ranks import (
+    from_all_processes,
+    pool_by_row,
+    rank_and_world,
+    rank_share,
+    share_weight,
+)
 from lowres_vision.training._unfreezing import check_stages, thaw
 
 # Keys that keep the random streams of one seed apart.
@@ -116,6 +122,8 @@ class Classifier(L.LightningModule):
                 )
         self._views: Views | None = None
         self._held_out: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sums: dict[str, Any] = {}  # of the training losses, this epoch
+        self._counted = 0
 
     @property
     def scored_model(self) -> nn.Module:
@@ -140,7 +148,7 @@ class Classifier(L.LightningModule):
         loss = reduce(add, terms.values())
         weight = share_weight(len(batch.rows))
         if not second_pass:
-            self._log_training({"train_loss": loss, **terms}, weight, len(batch.rows))
+            self._count_loss({"train_loss": loss, **terms}, weight, len(batch.rows))
         weight *= accumulation_weight(self.trainer, batch_index)
         return loss if weight == 1 else weight * loss
 
@@ -192,6 +200,24 @@ class Classifier(L.LightningModule):
         if self.stages is not None:
             thaw(self.model, self.stages, epoch=self.current_epoch)
 
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean training losses."""
+        for name, total in self._sums.items():
+            mean = total / self._counted
+            self.log(name, mean, prog_bar=name == "train_loss", sync_dist=rank_and_world()[1] > 1)
+        self._sums, self._counted = {}, 0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the sums of an epoch that is under way."""
+        checkpoint["training_sums"] = from_all_processes((dict(self._sums), self._counted))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        rank, _ = rank_and_world()
+        if rank < len(checkpoint["training_sums"]):
+            sums, self._counted = checkpoint["training_sums"][rank]
+            self._sums = {name: total.to(self.device) for name, total in sums.items()}
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow; its decay is a function of the step alone."""
         super().optimizer_step(*args, **kwargs)
@@ -239,14 +265,8 @@ class Classifier(L.LightningModule):
             raise ValueError("a drawn mix needs a `transform` that applies it, got None")
         return batch.images
 
-    def _log_training(self, losses: Terms, weight: float, count: int) -> None:
+    def _count_loss(self, losses: Terms, weight: float, count: int) -> None:
+        """Add one batch to the epoch's means; ``log`` in each would be 2 % of a small step."""
         for name, loss in losses.items():
-            self.log(
-                name,
-                weight * loss.detach(),
-                on_step=False,
-                on_epoch=True,
-                prog_bar=name == "train_loss",
-                batch_size=count,
-                sync_dist=rank_and_world()[1] > 1,
-            )
+            self._sums[name] = self._sums.get(name, 0) + weight * count * loss.detach().float()
+        self._counted += count

@@ -201,6 +201,8 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers")
         # True of loaders that cannot be resumed; ours is told where to go on.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended")
+        # Frozen BatchNorm, averages and teachers are meant to be.
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training")
         try:
             yield
         finally:

@@ -4,6 +4,8 @@ Every process of a run draws the whole batch's order, crops and mixes, and train
 the outcome. So one process and several see the same images, whatever the mix pairs with what.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
@@ -62,6 +64,15 @@ def pool_by_row(rows: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     return tuple(tensor[order][first] for tensor in everything)
+
+
+def from_all_processes(found: Any) -> list[Any]:
+    """Return what each process found, in their order; all must call this."""
+    _, world = rank_and_world()
+    everything = [found] * world
+    if world > 1:
+        dist.all_gather_object(everything, found)
+    return everything
 
 
 def _gather(tensor: Tensor, world: int) -> Tensor:

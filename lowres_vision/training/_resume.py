@@ -5,10 +5,9 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 
 from lowres_vision._random import stream
-from lowres_vision.training._ranks import rank_and_world
+from lowres_vision.training._ranks import from_all_processes, rank_and_world
 
 # Key that keeps these streams apart from others of the same seed.
 _STEP = 2
@@ -104,9 +103,11 @@ class Resumable(L.Callback):
         sums = {
             name: (metric.value.cpu(), metric.cumulated_batch_size.cpu())
             for name, metric in fit.epoch_loop._results.items()
-            if metric.meta.on_epoch and metric.meta.is_mean_reduction
+            if name.startswith("training_step.")
+            and metric.meta.on_epoch
+            and metric.meta.is_mean_reduction
         }
-        checkpoint["sums"] = _from_all_processes(sums)
+        checkpoint["sums"] = from_all_processes(sums)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
@@ -119,11 +120,3 @@ class Resumable(L.Callback):
         if rank < len(checkpoint["sums"]):
             self._sums = checkpoint["sums"][rank]
         self._last_step = checkpoint["global_step"]
-
-
-def _from_all_processes(found: Any) -> list[Any]:
-    _, world = rank_and_world()
-    everything = [found] * world
-    if world > 1:
-        dist.all_gather_object(everything, found)
-    return everything

@@ -255,3 +255,8 @@ def test_a_run_in_a_process_of_its_own_is_the_same(manifest: Manifest, tmp_path:
 def test_what_cannot_be_sent_to_a_process_is_said(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="define `build` at the top of a module"):
         once(manifest, tmp_path, build=lambda: build(), isolate=True)
+
+
+def test_strategies_that_split_the_weights_are_refused(manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"whole weights on every device.* got 'fsdp'"):
+        once(manifest, tmp_path, strategy="fsdp")
