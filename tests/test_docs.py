@@ -1,25 +1,28 @@
 """Every code block of the README and the documentation runs, or says why it does not.
 
-A page's Python and shell blocks run one after another, the Python ones in one namespace, in a folder
-that holds generated data, on a machine without a network. Comments that readers do not see steer it:
+A page's Python and shell blocks run one after another, the Python ones in one namespace, in a
+folder that holds generated data, on a machine without a network. Comments that readers do not see
+steer it:
 
     <!-- not run: REASON -->     before a block: it is counted and skipped
     <!-- command: NAME -->       before a block: `.ci/run` runs it
     <!-- smaller: A -> B -->     anywhere: A is replaced by B in the page's blocks
     <!-- before: CODE -->        anywhere: Python that runs before the first block
+    <!-- after: CODE -->         anywhere: Python that runs after the last one, to check its numbers
 """
 
-import os
+import ast
+import importlib
+import pkgutil
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import timm
 
+import lowres_vision
 import lowres_vision.models
 from lowres_vision.data import make_toy_pairs
 
@@ -75,15 +78,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_shell(block: Block, page: Path) -> None:
-    """Run the commands of a shell block, all of which must be Python's."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    """Run the commands of a shell block, all of which must be this package's, in this process."""
     for line in block.code.replace("\\\n", " ").splitlines():
         command = shlex.split(line, comments=True)
-        if command[:1] == ["python"]:
-            done = subprocess.run(
-                [sys.executable, *command[1:]], env=environment, capture_output=True, text=True
-            )
-            assert done.returncode == 0, f"{relative(page)}:{block.line} {line}\n{done.stderr}"
+        if command[:2] == ["python", "-m"] and command[2].startswith("lowres_vision"):
+            main = importlib.import_module(f"{command[2]}.__main__").main
+            assert not main(command[3:]), f"{relative(page)}:{block.line} {line}"
         else:
             assert not command, f"{relative(page)}:{block.line} mark {line!r} as not run"
 
@@ -92,13 +92,16 @@ def run_shell(block: Block, page: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)], ids=relative)
 def test_blocks_run(page: Path, work: Path) -> None:
     names: dict[str, object] = {"__name__": "docs"}
-    for code in re.findall(r"<!-- before:(.*?)-->", page.read_text(encoding="utf-8"), re.DOTALL):
+    text = page.read_text(encoding="utf-8")
+    for code in re.findall(r"<!-- before:(.*?)-->", text, re.DOTALL):
         exec(code, names)
     for block in blocks_of(page):
         if block.reason is None and block.language == "python":
             exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
         elif block.reason is None:
             run_shell(block, page)
+    for code in re.findall(r"<!-- after:(.*?)-->", text, re.DOTALL):
+        exec(code, names)
 
 
 def test_few_blocks_are_left_out() -> None:
@@ -110,3 +113,60 @@ def test_few_blocks_are_left_out() -> None:
     ]
     print("\n".join(skipped))
     assert len(skipped) <= SKIPPED_AT_MOST
+
+
+def test_every_module_has_a_page_with_all_its_names() -> None:
+    parts = [part.name for part in pkgutil.iter_modules(lowres_vision.__path__)]
+    public = {name for name in parts if not name.startswith("_")}
+    pages = {page.stem: page.read_text() for page in (ROOT / "docs/api").glob("*.md")}
+    assert set(pages) == public
+    for name, text in pages.items():
+        assert f".. automodule:: lowres_vision.{name}\n   :members:\n" in text
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = set()
+    for page in PAGES:
+        for contents in re.findall(r"```{toctree}\n(.*?)```", page.read_text(), re.DOTALL):
+            entries = [line for line in contents.splitlines() if line and line[0] != ":"]
+            listed |= {(page.parent / f"{entry}.md").resolve() for entry in entries}
+    pages = {page for page in PAGES if page.name not in ("README.md", "index.md")}
+    assert pages <= listed
+
+
+def said_in_code() -> list[str]:
+    """Return the package's texts, docstrings included, with … where a value is filled in."""
+    texts = []
+    for file in (ROOT / "lowres_vision").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                ]
+                texts.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def test_the_errors_page_quotes_the_code() -> None:
+    table = (ROOT / "docs/errors.md").read_text(encoding="utf-8").split("\n| ")[1:]
+    quoted = [
+        quote.strip()
+        for row in table
+        for quote in re.findall(r"``(?!`)(.+?)``", row.split(" | ")[0] + " ")
+    ]
+    assert len(quoted) > 80
+    texts = said_in_code()
+    unknown = [
+        quote
+        for quote in quoted
+        if not any(all(part in text for part in re.split("…+", quote)) for text in texts)
+    ]
+    assert not unknown
+
+
+def test_the_tests_that_the_docs_name_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(r"tests/[\w/]+\.py", page.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{relative(page)} names {name}"

@@ -37,7 +37,7 @@ from lowres_vision.training._teacher import Fold, call_build
 
 # Settings that change how long a run takes, or what it shows, but not what comes out.
 _WITHOUT_EFFECT = (
-    "callbacks", "checkpoint_every", "devices", "logger", "num_nodes", "strategy", "tags",
+    "cache", "callbacks", "checkpoint_every", "devices", "logger", "num_nodes", "strategy", "tags",
     "workers",
 )  # fmt: skip
 # A model's name is a folder: no separators, and nothing that some system reads as more.
@@ -69,6 +69,7 @@ def cross_validate(
     checkpoint_every: int | None = None,
     isolate: bool = False,
     workers: int = 0,
+    cache: str | os.PathLike[str] | None = None,
     logger: str | Sequence[str] = "csv",
     tags: Sequence[str] = (),
     callbacks: Sequence[L.Callback] = (),
@@ -133,6 +134,8 @@ def cross_validate(
             its ``if __name__ == "__main__"``. The default is this process: functions written in
             a notebook cannot be sent to another, and a new process takes seconds to start.
         workers: Loader processes of a run. Their number does not change the outcome.
+        cache: Folder for decoded images, which all runs then share; see
+            :class:`~lowres_vision.data.MultiResolutionDataset`.
         logger: A name of :func:`make_loggers`, or several; ``"csv"`` is ``metrics.csv``.
         tags: Words that the loggers find the runs by.
         callbacks: Further Lightning callbacks; each run takes a copy.

@@ -8,11 +8,13 @@ so a run that is killed is found at one of them.
 
 import io
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +59,7 @@ class Settings:
     precision: Precision
     checkpoint_every: int | None
     workers: int
+    cache: str | os.PathLike[str] | None
     logger: str | Sequence[str]
     tags: Sequence[str]
     callbacks: Sequence[L.Callback]
@@ -247,9 +250,8 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
 def _data(run: Run) -> PairsDataModule:
     settings = run.settings
     train = np.flatnonzero(run.fold_of != run.fold)
-    samples = MultiResolutionDataset(
-        run.manifest, rows=train, resolution=settings.resolution, seed=run.seed
-    )
+    cached = partial(MultiResolutionDataset, cache=settings.cache)
+    samples = cached(run.manifest, rows=train, resolution=settings.resolution, seed=run.seed)
     sampler = None
     if settings.sampler is not None:
         labels = np.tile(run.manifest.labels[train], len(samples) // len(train))
@@ -260,8 +262,8 @@ def _data(run: Run) -> PairsDataModule:
     held_out = settings.held_out_resolution
     return PairsDataModule(
         samples,
-        MultiResolutionDataset(run.manifest, rows=run.held_out, resolution=held_out),
-        predict=None if run.test is None else MultiResolutionDataset(run.test, resolution=held_out),
+        cached(run.manifest, rows=run.held_out, resolution=held_out),
+        predict=None if run.test is None else cached(run.test, resolution=held_out),
         batch_size=settings.batch_size,
         collate=settings.collate,
         sampler=sampler,

@@ -260,3 +260,12 @@ def test_what_cannot_be_sent_to_a_process_is_said(manifest: Manifest, tmp_path: 
 def test_strategies_that_split_the_weights_are_refused(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"whole weights on every device.* got 'fsdp'"):
         once(manifest, tmp_path, strategy="fsdp")
+
+
+def test_a_cache_changes_nothing_but_the_reading(manifest: Manifest, tmp_path: Path) -> None:
+    plain = once(manifest, tmp_path / "plain")
+    cached = once(manifest, tmp_path / "cached", cache=tmp_path / "cache")
+    np.testing.assert_array_equal(plain.stack, cached.stack)
+    assert any((tmp_path / "cache").iterdir())
+    again = once(manifest, tmp_path / "plain", cache=tmp_path / "cache")  # is no other setting
+    np.testing.assert_array_equal(plain.stack, again.stack)
