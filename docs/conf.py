@@ -1,7 +1,7 @@
 """Sphinx configuration; the build needs no network.
 
-    sphinx-build -W -n -b html docs OUT                  # the site; the gallery runs
-    sphinx-build -t online -b linkcheck docs OUT         # every link, and other projects' names
+sphinx-build -W -n -b html docs OUT                  # the site; the gallery runs
+sphinx-build -t online -b linkcheck docs OUT         # every link, and other projects' names
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ exclude_patterns = ["_build", "gallery"]
 suppress_warnings = ["config.cache"]  # sphinx_gallery_conf holds a function
 html_theme = "furo"
 html_title = "lowres-vision"
+html_theme_options = {"light_css_variables": {"code-font-size": "0.74rem"}}  # 91 letters a line
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3

@@ -13,6 +13,7 @@ steer it:
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import re
 import shlex
@@ -120,8 +121,14 @@ def test_every_module_has_a_page_with_all_its_names() -> None:
     public = {name for name in parts if not name.startswith("_")}
     pages = {page.stem: page.read_text() for page in (ROOT / "docs/api").glob("*.md")}
     assert set(pages) == public
-    for name, text in pages.items():
-        assert f".. automodule:: lowres_vision.{name}\n   :members:\n" in text
+    for part, text in pages.items():
+        module = importlib.import_module(f"lowres_vision.{part}")
+        assert f".. automodule:: {module.__name__}\n   :members:\n" in text
+        for name in module.__all__:
+            value = getattr(module, name)
+            assert inspect.getdoc(value), f"{part}.{name}"
+            if not (inspect.isclass(value) or inspect.isroutine(value)):
+                assert f".. autodata:: {module.__name__}.{name}\n" in text
 
 
 def test_every_page_is_in_a_table_of_contents() -> None:
