@@ -34,7 +34,7 @@ class PairsDataModule(L.LightningDataModule):
             transforms are then keyed by the epoch.
         held_out: Validation samples, read in order.
         predict: Samples to predict, read in order; default ``held_out``.
-        batch_size: Most samples in a batch, over all processes together.
+        batch_size: Most samples in a batch, over all processes together; 3 at 2, of an odd number.
         collate: From training samples to a batch, e.g. a
             :class:`~lowres_vision.mixing.CutMixCollator`. Held-out samples are never mixed.
         sampler: Draws the training samples in place of shuffling them. It must draw for all
@@ -185,7 +185,9 @@ class _Batches(Sampler[list[Any]]):
 
     def __len__(self) -> int:
         """Return the number of batches in a whole epoch, which is what Lightning counts with."""
-        return -(-self.samples // self.batch_size)
+        batches = -(-self.samples // self.batch_size)
+        # Batches of two, of an odd number of samples: one takes three, none is left with one.
+        return batches if self.batch_size == 1 else max(1, min(batches, self.samples // 2))
 
     def __iter__(self) -> Iterator[list[Any]]:
         epoch = self.epoch()

@@ -30,9 +30,11 @@ def test_every_sample_once_in_even_batches(samples: int, batch_size: int) -> Non
     batches = rows(PairsDataModule(Rows(samples), Rows(1), batch_size=batch_size))
     assert sorted(np.concatenate(batches).tolist()) == list(range(samples))
     sizes = [len(batch) for batch in batches]
-    assert max(sizes) <= batch_size
+    pairs_of_odd = batch_size == 2 and samples % 2 == 1 and samples > 1
+    assert max(sizes) <= batch_size + pairs_of_odd
     assert max(sizes) - min(sizes) <= 1
-    assert len(batches) == -(-samples // batch_size)
+    assert len(batches) == -(-samples // batch_size) - pairs_of_odd
+    assert min(sizes) > 1 or batch_size == 1 or samples == 1  # BatchNorm cannot train on one
 
 
 def test_the_order_is_of_seed_and_epoch_alone() -> None:
