@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-# Before torch is imported: on tensors as small as these a second thread only spins, 12 minutes of
-# processor time in place of 3. Tests of several threads ask for them.
+# Before torch is imported: on tensors as small as these a second thread only spins, for four times
+# the processor time. Tests of several threads ask for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from lowres_vision.data import make_toy_pairs  # noqa: E402
+from lowres_vision.data import make_toy_pairs
 
 
 @pytest.fixture(scope="session")
