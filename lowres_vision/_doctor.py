@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from lowres_vision._modes import evaluation_mode
 from lowres_vision.ops import resize_implementation
 
 _PACKAGES = ("lowres-vision", "torch", "torchvision", "timm", "numpy", "pillow", "einops")
@@ -95,16 +96,12 @@ def unread_pixels(model: nn.Module, size: tuple[int, int], *, channels: int = 3)
         size: Height and width of the images.
         channels: C.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        images = torch.randn(2, channels, *size, requires_grad=True)
-        outputs: Tensor = model.eval()(images)
-        (gradient,) = torch.autograd.grad(
-            (outputs * torch.randn_like(outputs)).sum(), images, allow_unused=True
-        )
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    images = torch.randn(2, channels, *size, requires_grad=True)
+    with evaluation_mode(model):
+        outputs: Tensor = model(images)
+    (gradient,) = torch.autograd.grad(
+        (outputs * torch.randn_like(outputs)).sum(), images, allow_unused=True
+    )
     if gradient is None:
         return [Finding("fault", "no output depends on the image")]
     read = gradient.ne(0).any(dim=0).any(dim=0)  # (H, W)

@@ -13,7 +13,7 @@ import lowres_vision
 
 PACKAGE = Path(lowres_vision.__file__).parent
 FLOORS = {
-    0: ["_checks", "_files", "_numerics", "_optional", "_random"],
+    0: ["_checks", "_files", "_modes", "_numerics", "_optional", "_random"],
     1: ["ops"],
     2: ["_batch"],
     3: ["attention", "data", "ensemble", "heads", "losses", "mixing", "optim", "pooling"],

@@ -8,20 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from lowres_vision._modes import evaluation_mode
+
 _LARGEST_SIDE = 4096
 
 
 @contextmanager
 def at_rest(module: nn.Module) -> Iterator[None]:
     """Within, ``module`` is in eval mode and keeps no gradients; afterwards it is as it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with evaluation_mode(module), torch.no_grad():
+        yield
 
 
 def check_images(images: Tensor) -> None:

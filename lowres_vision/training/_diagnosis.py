@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowres_vision._batch import Batch, PairBatch
+from lowres_vision._modes import evaluation_mode
 from lowres_vision._random import stream
 from lowres_vision.training._classifier import _TRANSFORM, Classifier
 from lowres_vision.training._failed_step import FailedStep
@@ -224,7 +225,7 @@ class _Watch:
 
 def _alone(classifier: Classifier, images: Tensor, targets: Tensor) -> list[bool]:
     """Return of each image whether its loss is not finite, alone and in evaluation mode."""
-    with _evaluating(classifier.model):
+    with evaluation_mode(classifier.model):
         return [
             not bool(
                 classifier.loss(classifier.model(images[i : i + 1]), targets[i : i + 1]).isfinite()
@@ -277,17 +278,6 @@ def _kept_buffers(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in before:
                 buffer.copy_(value)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in was.items():
-            module.training = training
 
 
 def _to(batch: Batch | PairBatch, device: torch.device) -> Any:
