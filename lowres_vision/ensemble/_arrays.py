@@ -13,15 +13,6 @@ import numpy.typing as npt
 from lowres_vision._files import write_whole
 
 
-def write_arrays(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> str:
-    """Write an npz of numbers and strings and return its SHA-256."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    data = buffer.getvalue()
-    write_whole(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
 def read_arrays(path: Path, *, sha256: str) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of an npz, or raise ValueError unless it is the file with that hash."""
     try:

@@ -17,7 +17,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision.ensemble._arrays import read_arrays, read_json, write_arrays, write_json
+from lowres_vision._files import write_arrays
+from lowres_vision.ensemble._arrays import read_arrays, read_json, write_json
 from lowres_vision.ensemble._inputs import Indices, check_rows
 from lowres_vision.ensemble._ledger_entry import Entry, Member
 from lowres_vision.ensemble._ledger_rows import LedgerRows, hash_folds

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision._files import write_whole
-from lowres_vision.ensemble._arrays import write_arrays
+from lowres_vision._files import write_arrays, write_whole
 from lowres_vision.ensemble._inputs import check_rows
 
 

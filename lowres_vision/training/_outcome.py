@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision._files import write_whole
+from lowres_vision._files import write_arrays, write_whole
 from lowres_vision.data import Manifest
 from lowres_vision.ensemble import Member
 from lowres_vision.training._describe import commit, versions
 from lowres_vision.training._result import CrossValidation
-from lowres_vision.training._run import Arrays, Run, outcome, save_arrays
+from lowres_vision.training._run import Arrays, Run, outcome
 
 
 def collect(
@@ -63,8 +63,8 @@ def save(
         arrays["test_probabilities"] = result.test_stack[0] if one else result.test_stack
         ids, classes = np.array(test.ids), np.array(manifest.classes)
         predicted: Arrays = {"ids": ids, "classes": classes, "probabilities": result.test_stack}
-        save_arrays(out / "test_probabilities.npz", {**names, **predicted})
-    save_arrays(out / "out_of_fold.npz", arrays if one else {**arrays, **names})
+        write_arrays(out / "test_probabilities.npz", {**names, **predicted})
+    write_arrays(out / "out_of_fold.npz", arrays if one else {**arrays, **names})
     scores = [
         {
             "model": member.model,

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from lowres_vision._batch import collate
 from lowres_vision._checks import check_range
+from lowres_vision._files import write_arrays
 from lowres_vision.data import Manifest, MultiResolutionDataset
 from lowres_vision.ensemble import Member, OutOfFold, TestTimeAugmentation
 from lowres_vision.training._classifier import Classifier
-from lowres_vision.training._run import save_arrays
 from lowres_vision.training._teacher import Fold, call_build
 from lowres_vision.training._weights import load_weights
 
@@ -175,4 +175,4 @@ def _add_tests(file: Path, tested: Mapping[Member, Mapping[int, Floats]]) -> Non
     arrays["probabilities"] = np.stack([*arrays["probabilities"][kept], *stacks])
     for name, values in zip(names, zip(*members, strict=True), strict=True):
         arrays[name] = np.array(values)
-    save_arrays(file, arrays)
+    write_arrays(file, arrays)

@@ -6,7 +6,6 @@ SHA-256 of every file that the run leaves behind. It is replaced whole at each o
 so a run that is killed is found at one of them.
 """
 
-import io
 import json
 import os
 import socket
@@ -23,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities import rank_zero_only
 
-from lowres_vision._files import write_whole
+from lowres_vision._files import write_arrays, write_whole
 from lowres_vision.data import BalancedSampler, Manifest, MultiResolutionDataset
 from lowres_vision.ensemble import OutOfFold
 from lowres_vision.training._best import Monitor
@@ -223,7 +222,7 @@ def _train_and_predict(run: Run, book: dict[str, Any]) -> None:
 @rank_zero_only
 def _enter(run: Run, book: dict[str, Any], arrays: Arrays) -> None:
     """Write the predictions, enter them in the ledger, and close the book."""
-    save_arrays(run.directory / "predictions.npz", arrays)
+    write_arrays(run.directory / "predictions.npz", arrays)
     ledger = OutOfFold(run.ledger)
     ledger.add(
         arrays["probabilities"],
@@ -238,13 +237,6 @@ def _enter(run: Run, book: dict[str, Any], arrays: Arrays) -> None:
     )
     files = {**book["files"], "predictions.npz": file_sha256(run.directory / "predictions.npz")}
     _write_book(run, {**book, "stage": "done", "files": files})
-
-
-def save_arrays(path: Path, arrays: Arrays) -> None:
-    """Write an npz of numbers and strings, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    write_whole(path, buffer.getvalue())
 
 
 def _data(run: Run) -> PairsDataModule:
