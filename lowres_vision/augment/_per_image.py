@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowres_vision.augment._seeded import global_generators
+
 
 class PerImage(nn.Module):
     """Applies a transform, such as those of torchvision v2, to each image of a batch.
@@ -15,8 +17,8 @@ class PerImage(nn.Module):
     ``generator``, under which the transform runs; the global state is left as it was.
 
     Args:
-        transform: From one uint8 image ``(C, H, W)`` to one uint8 image, drawing from PyTorch's
-            CPU generator, e.g. a ``torchvision.transforms.v2.Compose``.
+        transform: From one uint8 image ``(C, H, W)`` to one uint8 image, drawing from the CPU
+            generators of PyTorch, ``random`` or NumPy, e.g. a ``Compose`` of torchvision v2.
 
     Example:
         >>> from torchvision.transforms import v2
@@ -46,9 +48,8 @@ class PerImage(nn.Module):
         device = None if generator is None else generator.device
         seeds = torch.randint(2**62, (len(images),), generator=generator, device=device).tolist()
         results = []
-        with torch.random.fork_rng(devices=[]):
-            for image, seed in zip(images, seeds, strict=True):
-                torch.manual_seed(seed)
+        for image, seed in zip(images, seeds, strict=True):
+            with global_generators(seed):
                 results.append(self.transform(image))
         if any(result.shape != results[0].shape for result in results):
             return results

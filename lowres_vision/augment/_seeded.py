@@ -1,7 +1,8 @@
 """torchvision's augmentations with randomness by key, and the painters' list of them."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,21 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from lowres_vision._checks import check_range, check_size
+
+
+@contextmanager
+def global_generators(seed: int) -> Iterator[None]:
+    """Within, the CPU generators of PyTorch, ``random`` and NumPy start from ``seed``."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 class Seeded:
@@ -47,16 +63,8 @@ class Seeded:
         Without a generator the number comes from PyTorch's default one.
         """
         seed = int(torch.randint(2**32, (), generator=generator))
-        states = random.getstate(), np.random.get_state()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
-                random.seed(seed)
-                np.random.seed(seed)
-                return self.transform(*images)
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+        with global_generators(seed):
+            return self.transform(*images)
 
     def __repr__(self) -> str:
         """Return the constructor call."""

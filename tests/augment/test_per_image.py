@@ -1,5 +1,8 @@
 """Each image's result is a function of its seed alone."""
 
+import random
+
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -53,3 +56,13 @@ def test_lists_and_results_of_different_sizes() -> None:
     sizes = iter([4, 5])
     odd = PerImage(lambda image: image[:, : next(sizes)])
     assert [image.shape[1] for image in odd(torch.stack([images[0]] * 2))] == [4, 5]
+
+
+def test_draws_from_python_and_numpy_are_the_images_own_too() -> None:
+    def add_noise(image: Tensor) -> Tensor:
+        return image + random.randrange(256) + np.random.randint(256)
+
+    state = random.getstate()
+    first, second = (PerImage(add_noise)(batch(), generator=seeded(2)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert random.getstate() == state
