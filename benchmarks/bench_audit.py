@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _results import commit
 from PIL import Image
 
 from lowres_vision.data import audit
@@ -116,9 +116,6 @@ def main() -> None:
                 }
             )
             print(results[-1])
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     content = {
         "command": f"benchmarks/bench_audit.py --files {options.files} --rounds {options.rounds}",
         "columns": "files per second, quartiles over rounds",
@@ -127,7 +124,7 @@ def main() -> None:
         "device": f"{platform.machine()} CPU",
         "workers": 1,
         "seed": options.seed,
-        "commit": commit,
+        "commit": commit(),
         "versions": {name: version(name) for name in ("lowres-vision", "pillow", "numpy")},
         "results": results,
     }

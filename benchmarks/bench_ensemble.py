@@ -11,10 +11,8 @@ memory of the process, whose predictions alone are 1 GB.
 
 import argparse
 import json
-import platform
 import resource
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from _results import commit, device
 from sklearn.metrics import f1_score
 
 from lowres_vision.ensemble import select_ensemble
@@ -111,16 +110,13 @@ def main() -> None:
     print(f"{SMALL:>9} rows, plain loop / ours: {ratio:.1f}")
     print(f"{LARGE:>9} rows, ours: {million:.1f} s, {memory:.2f} GiB at most")
     if arguments.output:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip()
         report = {
             "command": "benchmarks/bench_ensemble.py",
             "columns": "seconds of one selection of 10 models, 25 classes, 50 rounds, macro-F1",
-            "device": f"{platform.machine()} {platform.processor()} CPU".replace("  ", " "),
+            "device": device(),
             "threads": arguments.threads,
             "seed": arguments.seed,
-            "commit": commit or None,
+            "commit": commit(),
             "versions": {name: version(name) for name in ("numpy", "scikit-learn", "torch")},
             "results": {
                 f"{SMALL} rows": {

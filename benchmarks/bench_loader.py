@@ -22,10 +22,8 @@ over the candidate: above 1, ours is faster.
 import argparse
 import itertools
 import json
-import platform
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 import warnings
@@ -36,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from _results import commit, device
 from PIL import Image
 from timm.data import create_loader
 from torch import Tensor
@@ -340,21 +339,18 @@ def time_all(
 
 def write(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     """Write the result file."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     packages = ["torch", "torchvision", "timm", "pillow", "webdataset", "nvidia-dali-cuda120"]
     report = {
         "command": "benchmarks/bench_loader.py",
         "columns": "rate: quartiles of images/s; ratio: median over rounds of ours, resident / it; "
         "first_turns: images/s in the one turn that chose the number of workers",
-        "device": f"{platform.machine()} {platform.processor()} CPU".replace("  ", " "),
+        "device": device(),
         "kernel": resize_implementation(),
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "images": arguments.images,
         "seed": arguments.seed,
-        "commit": commit or None,
+        "commit": commit(),
         "versions": {package: installed(package) for package in packages},
         "results": results,
     }

@@ -25,7 +25,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _results import commit
 from resize_peers import MEAN, SIZE, STD, Candidates, Work, peer_candidates
 from torch import Tensor
 
@@ -241,9 +241,6 @@ def main() -> None:
 
 def report(arguments: argparse.Namespace, results: list[dict[str, object]]) -> dict[str, object]:
     """Return the figures with all that is needed to repeat them."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     versions = {}
     for package in (
         "torch", "torchvision", "numpy", "pillow", "kornia", "kornia_rs", "albumentations",
@@ -264,7 +261,7 @@ def report(arguments: argparse.Namespace, results: list[dict[str, object]]) -> d
         "rounds": arguments.rounds,
         "seed": arguments.seed,
         "tuned malloc": arguments.tuned_malloc,
-        "commit": commit or None,
+        "commit": commit(),
         "versions": versions,
         "results": results,
     }
