@@ -77,10 +77,9 @@ def retune_head(
             )
     assert isinstance(model, LowResClassifier)
     assert isinstance(transform, BatchTransform)
-    if size is not None and check_size("size", size) != transform.size:
-        if model.resizer is None:
-            model.set_image_size(size)
-        size = check_size("size", size)
+    side = transform.eval_size if size is None else check_size("size", size)
+    if side != transform.size and model.resizer is None:
+        model.set_image_size(side)
     trainable = [
         name
         for name, _ in model.named_parameters()
@@ -89,7 +88,7 @@ def retune_head(
     model.train()  # an average is kept in evaluation mode
     freeze_except(model, trainable + _last_norms(model.backbone, norms))
     whole = BatchTransform(
-        size or transform.size,
+        side,
         mean=transform.mean,
         std=transform.std,
         scale=None,

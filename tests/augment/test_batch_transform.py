@@ -139,6 +139,36 @@ def test_via_and_crops_go_together() -> None:
     torch.testing.assert_close(transform(batch, crops=crops), plain(resize(batch, 8), crops=crops))
 
 
+def test_augmentation_comes_before_the_crop_and_in_training_alone() -> None:
+    seen: list[torch.Generator | None] = []
+
+    class Darken(torch.nn.Module):
+        def forward(
+            self, batch: torch.Tensor, *, generator: torch.Generator | None = None
+        ) -> torch.Tensor:
+            seen.append(generator)
+            return batch // 2
+
+    batch, generator = torch.stack(images(16, 16)), torch.Generator().manual_seed(0)
+    plain = BatchTransform(24, mean=MEAN, std=STD)
+    transform = BatchTransform(24, mean=MEAN, std=STD, augment=Darken())
+    expected = plain(batch // 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(transform(batch, generator=generator), expected)
+    assert seen == [generator]
+    with pytest.raises(ValueError, match=r"^`crops` are of images that `augment` has not moved"):
+        transform(batch, crops=transform.draw(batch))
+    crops = transform.eval().draw(batch)
+    assert torch.equal(transform(batch, crops=crops), plain.eval()(batch, crops=crops))
+    assert torch.equal(transform(batch), plain(batch))
+
+
+def test_evaluation_may_have_a_size_of_its_own() -> None:
+    batch = torch.stack(images(16, 16))
+    transform = BatchTransform(24, mean=MEAN, std=STD, eval_size=(40, 32))
+    assert transform(batch).shape[2:] == (24, 24)
+    assert torch.equal(transform.eval()(batch), resize(batch, (40, 32), mean=MEAN, std=STD))
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"`flip` must be >= 0\.0 and <= 1\.0, got 2"):
         BatchTransform(24, mean=MEAN, std=STD, flip=2)
