@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("folder", type=Path, metavar="run", help="the cross-validation's `out`")
     command.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
     command.add_argument("--csv", type=Path, help="the rows it was trained on, for their images")
+    command.add_argument("--test", type=Path, metavar="CSV", help="the test rows, likewise")
     command.add_argument("--image", default="img_path", metavar="COLUMN")
     command.add_argument("--high-resolution", default="upscale_img_path", metavar="COLUMN")
     command.add_argument("--label", default="label", metavar="COLUMN")
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--group", metavar="COLUMN")
     command.add_argument("--root", type=Path, help="folder of the paths; default the CSV's")
     command.add_argument("--build", metavar="FILE.py:FUNCTION", help="as above, for the resizer")
+    command.add_argument("--pictures", type=Path, metavar="FOLDER", help="gets them as PNG, too")
     command.set_defaults(run=_report)
 
     options = parser.parse_args(arguments)
@@ -57,11 +59,20 @@ def _replay(options: argparse.Namespace) -> str:
 
 def _report(options: argparse.Namespace) -> Path:
     columns = ("image", "high_resolution", "label", "id", "group", "root")
-    manifest = None
-    if options.csv is not None:
-        manifest = Manifest.read_csv(options.csv, **{n: getattr(options, n) for n in columns})
-    build = None if options.build is None else _function(options.build)
-    return write_report(options.folder, options.out, manifest=manifest, build=build)
+    named = {name: getattr(options, name) for name in columns}
+    manifest = None if options.csv is None else Manifest.read_csv(options.csv, **named)
+    test = None
+    if options.test is not None:
+        classes = None if manifest is None else manifest.classes
+        test = Manifest.read_csv(options.test, classes=classes, **named)
+    return write_report(
+        options.folder,
+        options.out,
+        manifest=manifest,
+        test=test,
+        build=None if options.build is None else _function(options.build),
+        pictures=options.pictures,
+    )
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ import re
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import nn
 
+from lowres_vision import plots
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, StratifiedFolds
 from lowres_vision.losses import CrossEntropyLoss
@@ -159,16 +161,49 @@ def test_of_several_members_the_best_is_shown(manifest: Manifest, tmp_path: Path
     assert "a/seed_0/fold_0 was interrupted; its last words: the roof <fell> in" in page.text
 
 
+def test_the_folds_vote_on_the_test_rows_the_hardest_first(
+    manifest: Manifest, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+    draw = plots.prediction_grid
+
+    def grid(*arguments: Any, rows: list[int], **options: Any) -> Any:
+        drawn.append(rows)
+        return draw(*arguments, rows=rows, **options)
+
+    monkeypatch.setattr(plots, "prediction_grid", grid)
+    test, pictures = manifest.take(range(0, 36, 2)), tmp_path / "pictures"
+    settings = {"folds": StratifiedFolds(2), "epochs": 1, "batch_size": 12}
+    found = cross_validate(manifest, build, out=tmp_path / "a", test=test, **settings)
+    vote = found.test_probabilities.mean(axis=0)
+    page = Page(write_report(tmp_path / "a", test=test, pictures=pictures, worst=5))
+    right = float((vote.argmax(axis=1) == test.labels).mean())
+    f1 = f1_score(test.labels, vote.argmax(axis=1), average="macro")
+    assert f"Accuracy {right:.4f}, macro-F1 {f1:.4f} on 18 images" in page.text
+    names = ["confusion", "learning_curves", "test_confusion", "test_images"]
+    assert [file.stem for file in sorted(pictures.iterdir())] == names
+    assert len(page.links) == len(names)
+    of_truth = vote[range(18), test.labels]
+    assert drawn == [np.argsort(of_truth, kind="stable")[:5].tolist()]
+
+    unlabelled = Manifest.read_csv(toy / "test.csv", classes=manifest.classes)
+    found = cross_validate(manifest, build, out=tmp_path / "b", test=unlabelled, **settings)
+    page = Page(write_report(tmp_path / "b", test=unlabelled, worst=5))
+    assert f"{len(unlabelled)} images, whose classes are not known" in page.text
+    sure = found.test_probabilities.mean(axis=0, dtype=np.float64).max(axis=1)
+    assert drawn[1] == np.argsort(sure, kind="stable")[:5].tolist()
+
+
 def test_the_command_writes_the_page(
     run: Path, data: Path, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "page.html"
     main([
         "report", str(run), "--out", str(path), "--csv", str(data), "--root", str(toy),
-        "--build", f"{__file__}:build",
+        "--build", f"{__file__}:build", "--pictures", str(tmp_path),
     ])  # fmt: skip
     assert capsys.readouterr().out.strip() == str(path)
-    assert len(Page(path).links) == 4
+    assert len(Page(path).links) == len([*tmp_path.glob("*.png")]) == 4
 
 
 def test_refusals(run: Path, toy: Path, tmp_path: Path) -> None:
@@ -176,3 +211,5 @@ def test_refusals(run: Path, toy: Path, tmp_path: Path) -> None:
         write_report(tmp_path)
     with pytest.raises(ValueError, match="has other rows than"):
         write_report(run, manifest=Manifest.read_csv(toy / "train.csv"))
+    with pytest.raises(ValueError, match=r"`test` .* has other rows than .* has predicted"):
+        write_report(run, test=Manifest.read_csv(toy / "test.csv"))
