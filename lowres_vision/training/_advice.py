@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.distributed import DistError
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate memory")
 _WORKER_DIED = ("DataLoader worker", "exited unexpectedly")
+_PEER_DIED = ("reset by peer", "closed by peer", "Broken pipe")  # gloo; NCCL raises a DistError
 
 
 @contextmanager
@@ -19,7 +21,7 @@ def advice(directory: Path, *, batch_size: int, precision: str, workers: int) ->
     Raises:
         torch.OutOfMemoryError: Of a device or of the machine.
         OSError: Of a disk.
-        RuntimeError: Of a loader process that died.
+        RuntimeError: Of a loader process, or another process of the run, that died.
     """
     go_on = "start the same command again, and the run goes on from its last checkpoint"
     try:
@@ -44,6 +46,12 @@ def advice(directory: Path, *, batch_size: int, precision: str, workers: int) ->
                 f"killed it for want of memory. Give fewer `workers`, or another machine: the "
                 f"outcome is the same with any number. Then {go_on}"
             ) from error
+        if isinstance(error, DistError) or any(words in text for words in _PEER_DIED):
+            raise RuntimeError(
+                f"another process of {directory} is gone, and this one cannot go on alone. What it "
+                f"died of is in its own output and in errors.txt; one that the system killed left "
+                f"no words. To all of them: {go_on}. The connection said: {_short(error)}"
+            ) from error
         raise
 
 
@@ -58,5 +66,9 @@ def _no_memory(directory: Path, batch_size: int, precision: str, error: BaseExce
     return (
         f"out of memory in {directory} with batches of {batch_size} in {precision}. "
         f"{smaller}{cheaper}; in another folder, as these are other settings. "
-        f"The device said: {' '.join(str(error).split())[:300]}"
+        f"The device said: {_short(error)}"
     )
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

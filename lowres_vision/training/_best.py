@@ -1,4 +1,4 @@
-"""The weights that scored best on what a run held out."""
+"""The weights of the epoch that a run keeps: the best on what it held out, or the last."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,11 +6,12 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 
-from lowres_vision.training._weights import save_weights
+from lowres_vision.training._sharding import whole
+from lowres_vision.training._weights import write_weights
 
-Monitor = Literal["val_loss", "val_accuracy", "val_macro_f1"]
+Monitor = Literal["val_loss", "val_accuracy", "val_macro_f1", "last"]
 
 
 class BestWeights(L.Callback):
@@ -21,7 +22,7 @@ class BestWeights(L.Callback):
 
     Args:
         directory: Where the files go.
-        monitor: Score that chooses; ties keep the earlier epoch.
+        monitor: Score that chooses; ties keep the earlier epoch. Or "last", which chooses none.
         keep: Number of epochs whose weights are kept.
         about: Stored in the JSON beside the weights.
     """
@@ -60,23 +61,24 @@ class BestWeights(L.Callback):
                 f"val_loss is {scores['val_loss']} after epoch {trainer.current_epoch}; "
                 f"lower the learning rate, or train in 32-true"
             )
-        score = -scores[self.monitor] if self.monitor == "val_loss" else scores[self.monitor]
         epoch = trainer.current_epoch
+        ranks = {**scores, "val_loss": -scores["val_loss"], "last": float(epoch)}
+        score = ranks[self.monitor]
         before = self.kept
         ranked = sorted([*before, (score, epoch)], key=lambda entry: (-entry[0], entry[1]))
         self.kept = ranked[: self.keep]
         if (score, epoch) in self.kept:
             about = {"epoch": epoch, "scores": scores, **self.about}
-            self._save(scored_model(module), about, ranked)
+            self._save(whole(scored_model(module).state_dict()), about, ranked)
 
     @rank_zero_only
     def _save(
-        self, model: nn.Module, about: dict[str, Any], ranked: list[tuple[float, int]]
+        self, weights: dict[str, Tensor], about: dict[str, Any], ranked: list[tuple[float, int]]
     ) -> None:
         if self.epoch == about["epoch"]:
-            save_weights(model, self.path, **about)
+            write_weights(weights, self.path, about)
         if self.keep > 1:
-            save_weights(model, self.directory / _name(about["epoch"]), **about)
+            write_weights(weights, self.directory / _name(about["epoch"]), about)
             for _, epoch in ranked[self.keep :]:
                 (self.directory / _name(epoch)).unlink(missing_ok=True)
                 (self.directory / f"{_name(epoch)}.json").unlink(missing_ok=True)

@@ -32,6 +32,7 @@ from lowres_vision.training._ranks import (
     rank_share,
     share_weight,
 )
+from lowres_vision.training._sharding import shard
 from lowres_vision.training._unfreezing import check_stages, thaw
 
 # Keys that keep the random streams of one seed apart.
@@ -174,6 +175,14 @@ class Classifier(L.LightningModule):
         """Return ``(rows (B,), probabilities (B, K))``."""
         return batch.rows, self.loss.probabilities(self(self._images(batch))).float()
 
+    def configure_model(self) -> None:
+        """Share the weights out over the processes, where the strategy does."""
+        if self.device_mesh is not None:
+            averaged = None if self.average is None else self.average.module
+            for part in (self.model, averaged, self.loss, self.pairing):
+                if part is not None:
+                    shard(part, self.device_mesh)
+
     def configure_optimizers(self) -> Any:
         """Return the optimiser and its schedule, a pure function of the step."""
         if self.stages is not None:
@@ -212,11 +221,14 @@ class Classifier(L.LightningModule):
         checkpoint["training_sums"] = from_all_processes((dict(self._sums), self._counted))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back."""
-        rank, _ = rank_and_world()
-        if rank < len(checkpoint["training_sums"]):
-            sums, self._counted = checkpoint["training_sums"][rank]
-            self._sums = {name: total.to(self.device) for name, total in sums.items()}
+        """Take them back; a run may go on in another number of processes."""
+        saved = checkpoint["training_sums"]
+        rank, world = rank_and_world()
+        shares = saved[rank : rank + 1] if len(saved) == world else saved
+        for sums, self._counted in shares:
+            for name, total in sums.items():
+                share = total.to(self.device) / len(shares)
+                self._sums[name] = self._sums.get(name, 0) + share
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow; its decay is a function of the step alone."""

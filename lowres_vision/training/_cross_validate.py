@@ -93,7 +93,7 @@ def cross_validate(
     ``out_of_fold.npz``, ``test_probabilities.npz`` and ``summary.json``.
 
     **Optimism.** The epoch is chosen on the rows that are then scored, so the out-of-fold score is
-    a little optimistic; ``metrics.csv`` has the last epoch's scores for comparison.
+    a little optimistic; ``monitor="last"`` chooses none.
 
     **Several devices.** Start the script with ``torchrun`` or SLURM's ``srun``, say ``devices``,
     ``num_nodes`` and ``strategy="ddp"``, and every process calls this function; the first one
@@ -121,7 +121,8 @@ def cross_validate(
         accumulate: Batches whose gradients make one step.
         epochs: Passes over the training rows of a fold.
         patience: Epochs without a better ``monitor`` after which a run stops; None never stops.
-        monitor: Score that chooses the epoch; ties keep the earlier one.
+        monitor: Score that chooses the epoch whose weights are kept and predict; ties keep the
+            earlier one. ``"last"`` keeps the last epoch, whatever its score.
         clip_norm: Longest gradient that a step takes; None for no limit.
         keep: Number of best epochs whose weights are kept.
         precision: Lightning's name of the arithmetic.
@@ -140,7 +141,8 @@ def cross_validate(
         tags: Words that the loggers find the runs by.
         callbacks: Further Lightning callbacks; each run takes a copy.
         devices: Devices of each node, as Lightning reads it.
-        strategy: How they share the work, as Lightning names it.
+        strategy: How they share the work, as Lightning names it; ``"fsdp"`` shares the weights
+            out too.
         num_nodes: Machines.
 
     Raises:
@@ -155,6 +157,10 @@ def cross_validate(
     check_choice("resolution", resolution, ("low", "high", "both", "pair"))
     check_choice("held_out_resolution", held_out_resolution, ("low", "high"))
     check_choice("monitor", monitor, get_args(Monitor))
+    if monitor == "last" and patience is not None:
+        raise ValueError(
+            f"`patience` must be None with monitor='last', which watches no score, got {patience}"
+        )
     check_choice("precision", precision, get_args(Precision))
     models = _models(build)
     every_seed = _seeds(seed, seeds)

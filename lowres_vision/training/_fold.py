@@ -24,10 +24,12 @@ from lowres_vision.training._guard import NonFiniteGuard
 from lowres_vision.training._loggers import make_loggers
 from lowres_vision.training._ranks import pool_by_row
 from lowres_vision.training._resume import Resumable, StepSeeds
+from lowres_vision.training._sharding import Sharded
 from lowres_vision.training._usage import UsageRecord
 from lowres_vision.training._weights import load_weights
 
 Floats = npt.NDArray[np.float32]
+_FOREIGN_SHARDING = ("fsdp", "deepspeed", "model_parallel")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -57,7 +59,8 @@ class FoldRun:
         tags: Words that the loggers find the run by.
         callbacks: Further callbacks; each run takes a copy.
         devices: Devices of each node, as Lightning reads it.
-        strategy: How they share the work, as Lightning names it, e.g. ``"ddp"``.
+        strategy: How they share the work, as Lightning names it, e.g. ``"ddp"``;
+            ``"fsdp"`` is :class:`Sharded`.
         num_nodes: Machines.
     """
 
@@ -85,11 +88,7 @@ class FoldRun:
         num_nodes: int = 1,
     ) -> None:
         check_range("keep", keep, 1)
-        if any(word in strategy for word in ("fsdp", "deepspeed", "model_parallel")):
-            raise ValueError(
-                f"`strategy` must leave whole weights on every device, as 'auto' and 'ddp' do, got "
-                f"{strategy!r}: checkpoints and best weights are of whole weights"
-            )
+        _check_strategy(strategy, precision)
         check_range("patience", 1 if patience is None else patience, 1)
         check_range("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every, 1)
         self.directory = directory
@@ -121,7 +120,7 @@ class FoldRun:
                 ],
                 plugins=[PlainCheckpoints()],
                 devices=devices,
-                strategy=strategy,
+                strategy=Sharded() if strategy == "fsdp" else strategy,
                 num_nodes=num_nodes,
                 use_distributed_sampler=False,  # the loaders share the batches out themselves
                 enable_checkpointing=False,
@@ -181,6 +180,20 @@ class FoldRun:
         )
 
 
+def _check_strategy(strategy: str, precision: Precision) -> None:
+    if strategy != "fsdp" and any(word in strategy for word in _FOREIGN_SHARDING):
+        raise ValueError(
+            f"`strategy` must be 'fsdp' to share the weights out, or leave them whole on every "
+            f"device, as 'auto' and 'ddp' do, got {strategy!r}: its checkpoints are not of whole "
+            f"weights"
+        )
+    if strategy == "fsdp" and precision == "16-mixed":
+        raise ValueError(
+            "strategy='fsdp' does not go with precision='16-mixed', whose scaler would look at one "
+            "part of the gradient; use 'bf16-mixed' or '32-true', or strategy='ddp'"
+        )
+
+
 class _ProgressBar(RichProgressBar):
     """Lightning's bar without the version number, which here is the fold's directory."""
 
@@ -199,6 +212,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")
         warnings.filterwarnings("ignore", message=".*does not have many workers")
+        # Our scores are the same in every process, or put together.
+        warnings.filterwarnings("ignore", message=r"It is recommended .*'(train|val)_.*sync_dist")
         # True of loaders that cannot be resumed; ours is told where to go on.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended")
         # Frozen BatchNorm, averages and teachers are meant to be.

@@ -14,7 +14,8 @@ from lowres_vision._checks import check_range
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._diagnosis import diagnose, random_state
 from lowres_vision.training._failed_step import FailedStep
-from lowres_vision.training._ranks import rank_and_world
+from lowres_vision.training._ranks import from_all_processes, is_first_process, rank_and_world
+from lowres_vision.training._sharding import Sharded, whole
 
 
 class NonFiniteGuard(L.Callback):
@@ -30,6 +31,10 @@ class NonFiniteGuard(L.Callback):
     (16-mixed) and :class:`~lowres_vision.optim.SAM` leave such a step out, which is their way to
     live with it. Here these steps are counted, logged as ``skipped_steps``, and
     ``max_skipped`` in a row stop the run.
+
+    Where the weights are shared out over processes (``strategy="fsdp"``) all of them stop, and the
+    step is saved to be run again in one process, with the whole batch; nothing is looked for on the
+    spot.
 
     The guard has to stand behind callbacks that draw or seed random numbers. A step costs it a copy
     of the buffers (BatchNorm's statistics), and the largest gradient of each parameter.
@@ -76,7 +81,10 @@ class NonFiniteGuard(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor
     ) -> None:
         """Look at the loss of a pass."""
-        if not math.isfinite(loss.item()):
+        finite = math.isfinite(loss.item())
+        if isinstance(trainer.strategy, Sharded):  # all have to stop together, to put weights whole
+            finite = all(from_all_processes(finite))
+        if not finite:
             self._stop(trainer, module, "loss")
 
     def on_after_backward(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -140,7 +148,8 @@ class NonFiniteGuard(L.Callback):
         moved = [(buffer, buffer.clone()) for buffer, _ in self._buffers]
         if not second_pass:  # the second leaves them alone
             _copy_back(self._buffers)
-        rank, world = rank_and_world()
+        sharded = isinstance(trainer.strategy, Sharded)
+        rank, world = (0, 1) if sharded else rank_and_world()
         step = FailedStep(
             kind=kind,
             batch=batch,
@@ -158,18 +167,23 @@ class NonFiniteGuard(L.Callback):
             evaluating=[name for name, part in module.named_modules() if not part.training],
             frozen=[name for name, p in module.named_parameters() if not p.requires_grad],
         )
-        diagnosis, step.outputs = diagnose(module, step)
-        if kind == "loss" and math.isfinite(diagnosis.loss):
-            _copy_back(moved)
-            return  # only scaled up for fp16 does it overflow: the scaler will skip the step
-        _copy_back(self._buffers)
-        step.found, step.images_sha256 = diagnosis.record(), diagnosis.images_sha256
+        if sharded:
+            found = f"rows {', '.join(map(str, batch.rows.tolist()))}, those of all processes"
+        else:
+            diagnosis, step.outputs = diagnose(module, step)
+            if kind == "loss" and math.isfinite(diagnosis.loss):
+                _copy_back(moved)
+                return  # only scaled up for fp16 does it overflow: the scaler will skip the step
+            _copy_back(self._buffers)
+            step.found, step.images_sha256 = diagnosis.record(), diagnosis.images_sha256
+            found = diagnosis.to_text()
         folder = self.directory / ("failure" if world == 1 else f"failure_rank_{rank}")
-        step.save(folder)
+        if is_first_process() or not sharded:
+            step.save(folder)
         what = f"the {kind} is not finite"
         if self._in_a_row >= self.max_skipped:
             what = f"{self._in_a_row} steps in a row were left out: a gradient was not finite"
-        found = diagnosis.to_text().replace("\n", "\n  ")
+        found = found.replace("\n", "\n  ")
         raise FloatingPointError(
             f"{what} in epoch {step.epoch}, batch {step.batch_index} (both from 0)"
             f"{', second pass' if step.second_pass else ''}; the weights are as before the step\n"
@@ -192,7 +206,7 @@ def _copy_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def _plain_state(module: L.LightningModule) -> dict[str, Tensor]:
-    state = module.state_dict()
+    state = whole(module.state_dict())
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

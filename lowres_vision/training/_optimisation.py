@@ -79,10 +79,15 @@ def refuse_combinations(
                 "clip by 'norm', which keeps it",
             )
         if sharded:
-            _refuse("strategy='fsdp'", "the norm would be of one shard", "use 'ddp'")
+            _refuse(
+                "Lightning's FSDPStrategy",
+                "the norm would be of one shard",
+                "use 'ddp', or cross_validate(strategy='fsdp')",
+            )
     if ema and sharded:
         raise ValueError(
-            "`ema` does not go with strategy='fsdp', which shards the weights; use 'ddp'"
+            "`ema` does not go with Lightning's FSDPStrategy, which shards the weights and not "
+            "their average; use 'ddp', or cross_validate(strategy='fsdp')"
         )
     if unfreeze and trainer.world_size > 1:
         raise ValueError(

@@ -3,15 +3,17 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from lowres_vision._files import write_whole
+from lowres_vision.training._sharding import load_whole
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str], /, **about: Any) -> None:
@@ -20,13 +22,17 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], /, **about: Any
     Each file is written under another name, synced and renamed. The sidecar holds ``about``
     (whatever JSON can hold: classes, scores, settings) and the SHA-256 of the weights file.
     """
-    path = Path(path)
+    write_weights(model.state_dict(), Path(path), about)
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path, about: Mapping[str, Any]) -> None:
+    """Write weights as :func:`save_weights` does."""
     # Tied weights share memory, which safetensors refuses; clones are written once per name.
-    state = {
+    plain = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.state_dict().items()
+        for name, value in state.items()
     }
-    data = save(state)
+    data = save(plain)
     write_whole(path, data)
     sidecar = {**about, "sha256": hashlib.sha256(data).hexdigest()}
     write_whole(_sidecar(path), json.dumps(sidecar, indent=2).encode())
@@ -45,7 +51,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> dict[str, An
     if hashlib.sha256(data).hexdigest() != about["sha256"]:
         raise ValueError(f"{path} differs from the file that its .json describes; train again")
     try:
-        model.load_state_dict(load_file(path, device="cpu"))
+        load_whole(model, load_file(path, device="cpu"))
     except (RuntimeError, SafetensorError) as error:
         detail = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} does not fit {type(model).__name__}: {detail}") from error

@@ -23,7 +23,7 @@ class Machine:
     def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
         self.folder, self.process = folder, process
         self.toy = make_toy_pairs(folder / "toy", classes=3, per_class=6, test_per_class=2)
-        self.unbroken: dict[int, dict[str, Any]] = {}
+        self.unbroken: dict[tuple[int, str], dict[str, Any]] = {}
 
     def run(
         self, out: Path, *, world: int, workers: int, kill: Any = None, **options: Any
@@ -34,7 +34,8 @@ class Machine:
         job = {
             "toy": str(self.toy), "out": str(out), "world": world, "workers": workers,
             "kill": kill, "port": port, "log": str(self.folder / "log.txt"),
-            "model": "net", "epochs": 2, "keep": 2, "patience": 3, **options,
+            "model": "net", "epochs": 2, "keep": 2, "patience": 3, "strategy": "ddp",
+            "trick": "", **options,
         }  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -49,11 +50,12 @@ class Machine:
         assert codes == [0] * world, log
         return self.content(out)
 
-    def reference(self, world: int) -> dict[str, Any]:
-        if world not in self.unbroken:
-            out = self.folder / f"unbroken_{world}"
-            self.unbroken[world] = self.finish(out, world=world, workers=0)
-        return self.unbroken[world]
+    def reference(self, world: int, strategy: str = "ddp") -> dict[str, Any]:
+        case = (world, strategy)
+        if case not in self.unbroken:
+            out = self.folder / f"unbroken_{world}_{strategy}"
+            self.unbroken[case] = self.finish(out, world=world, workers=0, strategy=strategy)
+        return self.unbroken[case]
 
     @staticmethod
     def content(out: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import DistBackendError
 from torch.utils.data import DataLoader, Dataset
 
 from lowres_vision.training._advice import advice
@@ -60,6 +61,23 @@ def test_a_dead_loader_process_is_named(tmp_path: Path) -> None:
         advice(tmp_path, batch_size=8, precision="32-true", workers=2),
     ):
         list(DataLoader(Deadly(), num_workers=2))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[gloo/transport/tcp/pair.cc:545] Read [::1]:1: Connection reset by peer"
+        ),
+        DistBackendError("NCCL communicator was aborted on rank 1"),
+    ],
+)
+def test_a_lost_process_of_the_run_is_named(error: RuntimeError, tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=f"another process of {tmp_path} is gone.*goes on"),
+        advice(tmp_path, batch_size=8, precision="32-true", workers=0),
+    ):
+        raise error
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,14 @@ def test_the_best_weights_are_kept_by_epoch(manifest: Manifest, tmp_path: Path) 
     assert best.read_bytes() == (tmp_path / "fold_0" / "best.safetensors").read_bytes()
 
 
+def test_the_last_epoch_is_kept_where_none_is_chosen(manifest: Manifest, tmp_path: Path) -> None:
+    still = partial(build, lr=0.0)  # every epoch scores alike, and of those a choice keeps the first
+    assert once(manifest, tmp_path / "best", build=still, epochs=3).best_epochs[0] == 0
+    assert once(manifest, tmp_path, build=still, epochs=3, monitor="last").best_epochs[0] == 2
+    with pytest.raises(ValueError, match="`patience` must be None with monitor='last'"):
+        once(manifest, tmp_path, monitor="last", patience=2)
+
+
 def test_patience_ends_a_run(manifest: Manifest, tmp_path: Path) -> None:
     still = partial(build, lr=0.0)
     once(manifest, tmp_path, build=still, epochs=9, patience=2)
@@ -258,8 +266,8 @@ def test_what_cannot_be_sent_to_a_process_is_said(manifest: Manifest, tmp_path: 
 
 
 def test_strategies_that_split_the_weights_are_refused(manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"whole weights on every device.* got 'fsdp'"):
-        once(manifest, tmp_path, strategy="fsdp")
+    with pytest.raises(ValueError, match=r"must be 'fsdp' to share .* got 'deepspeed'"):
+        once(manifest, tmp_path, strategy="deepspeed")
 
 
 def test_a_cache_changes_nothing_but_the_reading(manifest: Manifest, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def adam() -> torch.optim.Optimizer:
         ({"precision": "16-mixed"}, "precision='16-mixed'.*use 'bf16-mixed' or '32-true'"),
         ({"accumulate_grad_batches": 4}, "accumulate_grad_batches=4"),
         ({"gradient_clip_val": 1, "gradient_clip_algorithm": "value"}, "clip by 'norm'"),
-        ({"strategy": FSDPStrategy()}, "strategy='fsdp'"),
+        ({"strategy": FSDPStrategy()}, "Lightning's FSDPStrategy"),
     ],
 )
 def test_what_goes_wrong_with_sam_is_refused_and_only_with_sam(settings: Any, words: str) -> None:
@@ -63,7 +63,7 @@ def test_what_goes_right_with_sam_is_not_refused(settings: Any) -> None:
 
 
 def test_what_goes_wrong_with_averages_and_unfreezing_is_refused() -> None:
-    with pytest.raises(ValueError, match="`ema` does not go with strategy='fsdp'"):
+    with pytest.raises(ValueError, match="`ema` does not go with Lightning's FSDPStrategy"):
         refuse_combinations(trainer(strategy=FSDPStrategy()), adam(), ema=True, unfreeze=False)
     with pytest.raises(ValueError, match="`unfreeze` does not go with 2 processes"):
         refuse_combinations(trainer(world_size=2), adam(), ema=False, unfreeze=True)

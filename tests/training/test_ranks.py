@@ -73,7 +73,7 @@ def test_two_processes_train_the_weights_of_one(machine: Any) -> None:
 
 
 def test_any_number_of_workers_gives_the_same_files(machine: Any) -> None:
-    expected = machine.reference(1)
+    expected = machine.reference(1, "auto")
     votes = set()
     for workers in (0, 1, 2, 4):
         out = machine.folder / f"workers_{workers}"
