@@ -51,6 +51,8 @@ class LowResClassifier(nn.Module):
         **timm_args: Passed to ``timm.create_model``, e.g. ``pad_type="same"``.
 
     Attributes:
+        backbone_name: The argument ``backbone``.
+        timm_args: The arguments for ``timm.create_model``.
         image_size: ``(height, width)`` the backbone reads.
         mean: Normalisation the weights expect, in [0, 1] units.
         std: As ``mean``.
@@ -96,6 +98,7 @@ class LowResClassifier(nn.Module):
         if pretrained and checkpoint_path is not None:
             raise ValueError("give `pretrained=True` or `checkpoint_path`, not both")
 
+        self.backbone_name, self.timm_args = backbone, timm_args
         config = _pretrained_config(backbone)
         size = config["input_size"][1:] if image_size is None else image_size
         self.image_size = check_size("image_size", tuple(size) if isinstance(size, list) else size)

@@ -1,4 +1,4 @@
-"""Trained models as one file that needs none of this library: ONNX and torch.export."""
+"""Trained models as one file: safetensors to load here, ONNX and torch.export for elsewhere."""
 
 from lowres_vision.export._certificate import Certificate
 from lowres_vision.export._onnx import export_onnx

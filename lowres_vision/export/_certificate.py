@@ -87,9 +87,14 @@ def certify(
         same_class=int(same.sum()),
         undecided=int((~decided).sum()),
         margin=margin,
-        versions={name: _version(name) for name in ("lowres-vision", "torch", *packages)},
+        versions=installed_versions(*packages),
         notes=notes,
     )
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of this library, of torch and of ``packages``."""
+    return {name: _version(name) for name in ("lowres-vision", "torch", *packages)}
 
 
 def _version(package: str) -> str:

@@ -84,7 +84,8 @@ class LearnableResizer(nn.Module):
         check_range("blocks", blocks, 0)
         if attention not in (None, "cbam"):
             raise ValueError(f"`attention` must be None or 'cbam', got {attention!r}")
-        self.in_channels = in_channels
+        self.in_channels, self.channels = in_channels, channels
+        self.attention = attention
         self.checkpoint = checkpoint
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, channels, 7, padding=3),

@@ -75,6 +75,7 @@ class MullerResizer(nn.Module):
         initial = torch.tensor([(0, 0)] * layers if weights is None else weights).float()
         if initial.shape != (layers, 2):
             raise ValueError(f"`weights` must be {layers} pairs (alpha, beta), got {weights!r}")
+        self.kernel_size, self.stddev = kernel_size, stddev
         self.mode: Literal["bilinear", "bicubic"] = mode
         self.antialias = antialias
         self.average_pool = average_pool
