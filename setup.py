@@ -4,6 +4,7 @@ It is a plain shared library that Python never imports, so a wheel fits every Py
 platform. Where no compiler is at hand the build goes on without it and the wheel is pure.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -28,12 +29,23 @@ class BuildLibrary(build_ext):
 
 
 class PlatformWheel(bdist_wheel):
-    """Tags the wheel for any Python 3 on this platform, or on any where nothing was built."""
+    """Tags the wheel for any Python 3 on this platform, or on any where nothing was built.
+
+    On Linux the tag names the oldest glibc that has all the library asks for, as measured; what
+    else a manylinux wheel must keep to, `auditwheel show` checks.
+    """
 
     def get_tag(self):
         """Return (Python, ABI, platform)."""
-        built = any(Path(self.bdist_dir).rglob("libresize.so"))
-        return "py3", "none", super().get_tag()[2] if built else "any"
+        library = next(Path(self.bdist_dir).rglob("libresize.so"), None)
+        if library is None:
+            return "py3", "none", "any"
+        platform = super().get_tag()[2]
+        glibc = [int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)", library.read_bytes())]
+        if glibc and platform.startswith("linux_"):
+            oldest = max(17, *glibc)  # 2.17 is the oldest that pip still knows on every processor
+            platform = f"manylinux_2_{oldest}_{platform.removeprefix('linux_')}"
+        return "py3", "none", platform
 
 
 setup(
