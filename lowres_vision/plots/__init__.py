@@ -9,7 +9,7 @@ from lowres_vision._optional import require
 require("matplotlib", extra="plot")
 
 from lowres_vision.plots._confusion import confusion_matrix  # noqa: E402
-from lowres_vision.plots._counts import class_counts, column_counts  # noqa: E402
+from lowres_vision.plots._counts import class_counts, column_counts, size_scatter  # noqa: E402
 from lowres_vision.plots._curves import learning_curves  # noqa: E402
 from lowres_vision.plots._ensemble import ensemble_table  # noqa: E402
 from lowres_vision.plots._images import (  # noqa: E402
@@ -18,6 +18,7 @@ from lowres_vision.plots._images import (  # noqa: E402
     resizer_panel,
     style_panel,
 )
+from lowres_vision.plots._overview import write_overview  # noqa: E402
 from lowres_vision.plots._resolution import (  # noqa: E402
     resolution_curve,
     resolution_robustness,
@@ -34,5 +35,7 @@ __all__ = [
     "resizer_panel",
     "resolution_curve",
     "resolution_robustness",
+    "size_scatter",
     "style_panel",
+    "write_overview",
 ]

@@ -76,6 +76,64 @@ def column_counts(
     return saved(_bars(counts, f"{len(cells)} rows by {name}"), path)
 
 
+def size_scatter(sizes: Any, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draw the size of each image, width against height, both in powers of two.
+
+    Images of one size are one dot, larger the more there are. Dashed is the square.
+
+    Args:
+        sizes: ``(N, 2)`` height and width, as :func:`lowres_vision.data.image_sizes` returns them.
+        path: Picture to write, its suffix choosing the format; None writes none.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the sizes are not ``(N, 2)``, N at least 1, all > 0.
+
+    Example:
+        >>> figure = size_scatter([[64, 64], [64, 64], [48, 96]])
+        >>> figure.axes[0].collections[0].get_offsets().tolist()
+        [[96.0, 48.0], [64.0, 64.0]]
+    """
+    sizes = np.asarray(sizes)
+    if sizes.ndim != 2 or sizes.shape[1] != 2 or not len(sizes) or sizes.min() <= 0:
+        raise ValueError(
+            f"`sizes` must be (N, 2) heights and widths > 0, at least one, got {sizes.shape}"
+        )
+    different, counts = np.unique(sizes, axis=0, return_counts=True)
+    figure, ((axes,),) = panels(1, 1, size=(5, 5))
+    low, high = sizes.min() / 1.2, sizes.max() * 1.2
+    axes.plot([low, high], [low, high], color="0.6", linestyle="--", linewidth=1)
+    area = 12 + 400 * counts / len(sizes)
+    axes.scatter(different[:, 1], different[:, 0], area, color=BLUE, alpha=0.5, linewidths=0)
+    for set_scale, set_ticks in (
+        (axes.set_xscale, axes.set_xticks),
+        (axes.set_yscale, axes.set_yticks),
+    ):
+        set_scale("log", base=2)
+        ticks = _between(low, high)
+        set_ticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlim=(low, high), ylim=(low, high), xlabel="width", ylabel="height")
+    height, width = np.median(sizes, axis=0).astype(int)
+    several = f"{len(different)} size{'s' if len(different) > 1 else ''}"
+    axes.set_title(f"{len(sizes)} images, {several}, median {height} x {width}")
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.3)
+    return saved(figure, path)
+
+
+def _between(low: float, high: float) -> list[int]:
+    """Return the powers of two in a range; where they are few, numbers between them as well."""
+    for parts in ((4,), (4, 6), (4, 5, 6, 7)):
+        every = sorted(part * 2**power for power in range(30) for part in parts)
+        found = [number for number in every if low <= number <= high]
+        if len(found) >= 3:
+            break
+    return found
+
+
 def _bars(counts: dict[str, int], title: str) -> Figure:
     names = list(counts)
     figure, ((axes,),) = panels(1, 1, size=(7, 1.1 + 0.22 * len(names)))

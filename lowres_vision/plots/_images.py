@@ -253,6 +253,7 @@ def _grid(count: int, columns: int, *, title_lines: int) -> tuple[Figure, Any]:
     rows = -(-count // columns)
     size = (1.75 * columns + 0.3, (1.6 + 0.2 * title_lines) * rows + 0.2)
     figure, grid = panels(rows, columns, size=size)
+    figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     return figure, grid.flat

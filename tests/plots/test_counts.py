@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from lowres_vision.plots import class_counts, column_counts
+from lowres_vision.plots import class_counts, column_counts, size_scatter
 
 
 def test_bars_are_the_counts_in_the_order_of_the_classes() -> None:
@@ -23,3 +24,28 @@ def test_values_of_a_column_by_frequency_and_the_rest_in_one_bar() -> None:
     )
     assert drawn == {"Cubism": 3, "Pop Art": 2, "(3 others)": 3}
     assert axes.get_title() == "7 rows by genre"
+
+
+def test_sizes_are_dots_by_width_and_height_larger_the_more_there_are() -> None:
+    axes = size_scatter(np.array([[300, 200], [64, 128], [300, 200], [300, 200]])).axes[0]
+    dots = axes.collections[0]
+    assert dots.get_offsets().tolist() == [[128, 64], [200, 300]]
+    first, second = dots.get_sizes()
+    assert second - 12 == pytest.approx(3 * (first - 12))
+    assert axes.get_title() == "4 images, 2 sizes, median 300 x 200"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "128", "256"]
+    for low, high in (axes.get_xlim(), axes.get_ylim()):
+        assert low < 64
+        assert high > 300
+
+
+def test_images_of_one_size_have_an_axis_with_numbers() -> None:
+    axes = size_scatter([[100, 100]] * 3).axes[0]
+    assert axes.get_title() == "3 images, 1 size, median 100 x 100"
+    assert len(axes.get_xticks()) >= 2
+
+
+@pytest.mark.parametrize("sizes", [[], [64, 64], [[64, 64, 3]], [[0, 8]]])
+def test_sizes_that_are_none(sizes: list[object]) -> None:
+    with pytest.raises(ValueError, match=r"^`sizes` must be \(N, 2\) heights and widths > 0"):
+        size_scatter(sizes)
