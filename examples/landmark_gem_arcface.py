@@ -18,7 +18,6 @@ docs/experiments/landmark_gem_arcface.md.
 """
 
 import dataclasses
-import math
 import time
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,8 @@ import numpy as np
 import small_backbones  # noqa: F401, two small names for timm
 import torch
 import tyro
-from torch import Tensor, nn
+from scipy.stats import binomtest
+from torch import nn
 from torchvision.transforms import v2
 
 from lowres_vision.augment import BatchTransform, PerImage
@@ -39,10 +39,11 @@ from lowres_vision.data import (
     channel_statistics,
     make_toy_folders,
 )
-from lowres_vision.ensemble import accuracy, soft_vote
+from lowres_vision.ensemble import soft_vote
 from lowres_vision.losses import ArcFaceLoss
 from lowres_vision.models import LowResClassifier, freeze_except
-from lowres_vision.training import Classifier, cross_validate
+from lowres_vision.plots import confusion_matrix, write_overview
+from lowres_vision.training import Classifier, cross_validate, write_report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,35 +116,21 @@ def augmentation(name: str) -> nn.Module | None:
     return PerImage(v2.Compose([v2.RandomHorizontalFlip(p), *steps]))
 
 
-class Read(nn.Module):
-    """Augments in training, shows the test images at a multiple of the size, and normalises."""
-
-    def __init__(self, augment: nn.Module | None, train: nn.Module, test: nn.Module) -> None:
-        super().__init__()
-        self.augment, self.train_read, self.test_read = augment, train, test
-
-    def forward(self, images: Tensor, *, generator: Any = None, **options: Any) -> Tensor:
-        if not self.training:
-            return self.test_read(images)
-        if self.augment is not None:
-            images = self.augment(images, generator=generator)
-        return self.train_read(images, generator=generator, **options)
-
-
 def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, test: Manifest) -> Any:
     """Train a row; return the probabilities of the test images."""
-    row = ROWS[name]
+    row, size = ROWS[name], settings.size
     backbone = settings.stand_ins.get(row.backbone, row.backbone)
-    seen = channel_statistics(MultiResolutionDataset(known))  # as the source: with validation
-    normal = {"mean": seen.mean, "std": seen.std} if row.standardised else {}
-    normal = {"mean": (0.0,) * 3, "std": (1.0,) * 3, **normal}
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if row.standardised:
+        seen = channel_statistics(MultiResolutionDataset(known))  # as the source: with validation
+        mean, std = seen.mean, seen.std
 
     def build() -> Classifier:
         weights = settings.checkpoint_paths.get(backbone)
         model = LowResClassifier(
             backbone,
             len(known.classes),
-            image_size=settings.size,
+            image_size=size,
             pool="gem",
             neck="embedding",
             head="cosine",
@@ -152,22 +139,26 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
             **settings.timm_args,
         )
         freeze_except(model, last=min(settings.trained, len([*model.parameters()])))
-        size, whole = settings.size, {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}
         return Classifier(
             model,
             ArcFaceLoss(),
-            transform=Read(
-                augmentation(row.augmentation),
-                BatchTransform(size, **normal, **whole),
-                BatchTransform(size * row.test_scale, **normal),
+            transform=BatchTransform(
+                size,
+                mean=mean,
+                std=std,
+                scale=None,
+                flip=0.0,
+                augment=augmentation(row.augmentation),
+                eval_size=size * row.test_scale,
             ),
             optimizer=partial(torch.optim.AdamW, lr=settings.lr),
         )
 
+    out = settings.out / name
     result = cross_validate(
         known,
         build,
-        out=settings.out / name,
+        out=out,
         folds=folds,
         test=test,
         batch_size=settings.batch_size or row.batch_size,
@@ -175,14 +166,8 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
         monitor="val_loss",
         seed=settings.seed,
     )
+    write_report(out, manifest=known, test=test, pictures=out)
     return result.test_probabilities[0]
-
-
-def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a share; unlike a bootstrap's it has a width at 100 %."""
-    centre = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
 
 
 def main(settings: Settings) -> None:
@@ -193,23 +178,29 @@ def main(settings: Settings) -> None:
     if settings.data is None:
         raise SystemExit("give --data FOLDER, or --quick to try generated images")
     splits = Manifest.read_splits(settings.data)
-    test = splits["test"]
-    known = Manifest.join([splits["train"], splits["val"]])
+    for name, rows in splits.items():
+        write_overview(rows, settings.out / f"overview_{name}")
+    test, known = splits["test"], Manifest.join([splits["train"], splits["val"]])
     folds = np.repeat([-1, 0], [len(splits["train"]), len(splits["val"])])
     found: dict[str, Any] = {}
     lines = ["| row | test accuracy | 95 % interval | the source |", "|---|---|---|---|"]
     for name in [*ROWS, *VOTES] if settings.table else [settings.variant]:
-        for part in name.split("+"):
+        parts = name.split("+")
+        for part in parts:
             if part not in found:
                 found[part] = train(settings, part, known, folds, test)
-        blend = soft_vote(np.stack([found[part] for part in name.split("+")]))
-        score = accuracy(blend, test.labels)
-        low, high = wilson_interval(score, len(test))
+        vote = soft_vote([found[part] for part in parts])
+        right = int((vote.argmax(axis=1) == test.labels).sum())
+        # Unlike a bootstrap's, this interval has a width where every image is right.
+        low, high = binomtest(right, len(test)).proportion_ci(method="wilson")
+        cells = f"{100 * right / len(test):.2f} | {100 * low:.1f}-{100 * high:.1f}"
         source = VOTES[name] if name in VOTES else ROWS[name].accuracy
-        lines.append(
-            f"| {name} | {100 * score:.2f} | {100 * low:.1f}-{100 * high:.1f} | {source} |"
-        )
+        lines.append(f"| {name} | {cells} | {source} |")
         (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if len(parts) > 1:
+            confusion_matrix(
+                test.labels, vote, test.classes, settings.out / f"{name}_confusion.png"
+            )
     print("\n".join(lines))
     print(f"accuracy in % on {len(test)} test images, seed {settings.seed}; {settings.out}")
 

@@ -5,8 +5,9 @@
     python examples/painters_tinyvit.py --data FOLDER --table
 
 `FOLDER` holds `train.csv` (img_path, artist), `test.csv` (img_path, and artist where it is known)
-and, if validation images are not to be drawn from `train.csv`, `val.csv`. Called again with the
-same `--out`, finished rows are read back and a broken one goes on.
+and, if validation images are not to be drawn from `train.csv`, `val.csv`; `artists.csv` (name,
+genre) may tell of the painters. Called again with the same `--out`, finished rows are read back and
+a broken one goes on.
 
 The source told 50 painters apart, from 629 works (van Gogh) down to 21 (Pollock), by macro-F1; it
 trained on whole works, and its test images are quarter crops. Each row of its ladder adds to the
@@ -16,6 +17,7 @@ transfer, SAM, colour (the augmentation's stronger form), and combinations by th
 What came out on a small set stands in docs/experiments/painters_tinyvit.md.
 """
 
+import csv
 import dataclasses
 import time
 from functools import partial
@@ -24,26 +26,35 @@ from typing import Any, Literal
 
 import numpy as np
 import small_backbones  # noqa: F401, two small names for timm
+import timm
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import nn
 from torchvision.transforms import v2
 
-from lowres_vision.augment import BatchTransform, PerImage, StyleTransfer, painters_augmentation
+from lowres_vision.augment import (
+    BatchTransform,
+    PerImage,
+    StyleTransfer,
+    draw_style_pairs,
+    painters_augmentation,
+)
 from lowres_vision.data import (
     BalancedSampler,
     DataError,
     Manifest,
+    MultiResolutionDataset,
     StratifiedFolds,
     collate,
     make_toy_folders,
 )
-from lowres_vision.ensemble import macro_f1, soft_vote
+from lowres_vision.ensemble import macro_f1, soft_vote, summarise, write_submission
 from lowres_vision.losses import CrossEntropyLoss, FocalLoss
 from lowres_vision.mixing import CutMixCollator
 from lowres_vision.models import LowResClassifier
 from lowres_vision.optim import SAM, CosineWarmRestarts
-from lowres_vision.training import Classifier, cross_validate
+from lowres_vision.plots import column_counts, ensemble_table, style_panel, write_overview
+from lowres_vision.training import Classifier, CrossValidation, cross_validate, write_report
 
 TINYVIT = "tiny_vit_21m_384.dist_in22k_ft_in1k"
 
@@ -116,6 +127,9 @@ class Settings:
     batch_size: int = 16
     lr: float = 1e-3
     style_network: Path | None = None  # VGG-19 weights file; default: fetched by torchvision
+    style_backbone: str | None = None  # a timm network in VGG-19's place, with `checkpoint_paths`
+    style_layers: tuple[str, ...] | None = None  # of that network, by name
+    content_layers: tuple[str, ...] | None = None
     style_steps: int = 100
 
 
@@ -124,67 +138,67 @@ QUICK = {
     "pretrained": False,
     "shrink": 0.16,
     "epochs": 4,
+    "style_backbone": "test_resnet",
+    "style_layers": ("layer1", "layer2"),
+    "content_layers": ("layer3",),
     "style_steps": 2,
 }
 
 
-class Read(nn.Module):
-    """Augments single images in training, a random quarter of each; then resizes and normalises."""
-
-    def __init__(self, augment: str, size: int, **options: Any) -> None:
-        super().__init__()
-        steps = [painters_augmentation(size)]
-        if augment == "colour":
-            steps.append(v2.ColorJitter(0.4, 0.4, 0.4, 0.1))
-        self.augment = None if augment == "none" else PerImage(v2.Compose(steps))
-        whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}
-        self.read = BatchTransform(size, **whole, **options)
-
-    def forward(self, images: Any, *, generator: Any = None, **options: Any) -> Tensor:
-        if self.training and self.augment is not None:
-            images = self.augment(images, generator=generator)
-        return self.read(images, generator=generator, **options)
+def augmentation(name: str, size: int) -> nn.Module | None:
+    """Return the source's list, which ends with a random quarter, or the list and more colour."""
+    if name == "none":
+        return None
+    colour = [v2.ColorJitter(0.4, 0.4, 0.4, 0.1)] if name == "colour" else []
+    return PerImage(v2.Compose([painters_augmentation(size), *colour]))
 
 
-class Head(nn.Sequential):
-    """LayerNorm, GELU and Dropout before the classifier."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__(nn.LayerNorm(features), nn.GELU(), nn.Dropout(0.2))
-        self.out_features = features
-
-
-def topped_up(settings: Settings, known: Manifest, folds: np.ndarray) -> Manifest:
+def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest:
     """Paint 5 new works of each of the rarest fifth of painters, 5 more of the rarest tenth."""
-    counts = np.bincount(known.labels[folds != 0], minlength=len(known.classes))
-    to = {}
-    for place, painter in enumerate(np.argsort(counts, kind="stable")):
-        if place < round(0.22 * len(counts)):
-            extra = 10 if place < round(0.12 * len(counts)) else 5
-            to[known.classes[painter]] = int(counts[painter]) + extra
-    network = {"checkpoint_path": settings.style_network}
-    if settings.quick:
-        small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
-        network = {"network": small, "content_layers": ["3"], "style_layers": ["1", "3"]}
-    transfer = StyleTransfer(**network, steps=settings.style_steps)
-    rows = np.flatnonzero(folds != 0)
-    return transfer.top_up(known, settings.out / "styled", to=to, rows=rows.tolist())
+    counts = np.bincount(known.labels[rows], minlength=len(known.classes))
+    rarest, extra = np.argsort(counts, kind="stable"), np.zeros_like(counts)
+    for share in (0.22, 0.12):
+        extra[rarest[: round(share * len(counts))]] += 5
+    network = None
+    if settings.style_backbone is not None:
+        weights = settings.checkpoint_paths.get(settings.style_backbone, "")
+        network = timm.create_model(settings.style_backbone, checkpoint_path=str(weights))
+    transfer = StyleTransfer(
+        network,
+        content_layers=settings.content_layers,
+        style_layers=settings.style_layers,
+        checkpoint_path=settings.style_network,
+        steps=settings.style_steps,
+    )
+    to = {int(k): int(counts[k] + extra[k]) for k in np.flatnonzero(extra)}
+    named = {known.classes[k]: count for k, count in to.items()}
+    made = transfer.top_up(known, settings.out / "styled", to=named, rows=rows.tolist())
+    pairs = draw_style_pairs(known.labels.tolist(), to=to, rows=rows.tolist())[::4][:5]
+    shown = [(c, s, len(known) + 4 * n) for n, (c, s, _) in enumerate(pairs)]
+    images = MultiResolutionDataset(made)
+    columns = ([images[row].image for row in column] for column in zip(*shown, strict=True))
+    style_panel(*columns, settings.out / "styled.png")
+    return made
 
 
-def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, test: Manifest) -> Any:
-    """Train a row; return held-out macro-F1 by seed and the test probabilities of its runs."""
+def train(
+    settings: Settings, name: str, known: Manifest, folds: np.ndarray, test: Manifest
+) -> CrossValidation:
+    """Train a row with every seed."""
     row = ROWS["SFCA" if name == "folds" else name]
     backbone = settings.stand_ins.get(row.backbone, row.backbone)
     weights = settings.checkpoint_paths.get(backbone)
-    size = (
-        row.size if settings.shrink == 1 else max(32, round(row.size * settings.shrink / 32) * 32)
-    )
+    size = max(32, round(row.size * settings.shrink / 32) * 32) if settings.shrink < 1 else row.size
     if row.style:
-        made = topped_up(settings, known, folds)
-        folds = np.pad(folds, (0, len(made) - len(known)), constant_values=-1)
-        known = made
+        known = topped_up(settings, known, np.flatnonzero(folds != 0))
+        folds = np.pad(folds, (0, len(known) - len(folds)), constant_values=-1)
     if name == "folds":
         folds = StratifiedFolds(2 if settings.quick else 5).assign(known)
+
+    def restarts(optimizer: Any, steps: int) -> CosineWarmRestarts:
+        warmup = min(50, steps)  # 50 in the source, whose epochs have some 230 steps
+        cycle = {"first_cycle": 5 * steps, "warmup": warmup, "gamma": 0.7}
+        return CosineWarmRestarts(optimizer, max_lr=settings.lr, min_lr=5e-6, **cycle)
 
     def build() -> Classifier:
         model = LowResClassifier(
@@ -196,28 +210,29 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
             **settings.timm_args,
         )
         if row.head:
-            model.head = nn.Sequential(Head(model.head.in_features), model.head)
-        kind = torch.optim.AdamW if row.adamw else torch.optim.Adam
-
-        def restarts(optimizer: Any, steps: int) -> CosineWarmRestarts:
-            warmup = min(50, steps)  # 50 in the source, whose epochs have some 230 steps
-            cycle = {"first_cycle": 5 * steps, "warmup": warmup, "gamma": 0.7}
-            return CosineWarmRestarts(optimizer, max_lr=settings.lr, min_lr=5e-6, **cycle)
-
+            norm = nn.LayerNorm(model.head.in_features)
+            model.head = nn.Sequential(norm, nn.GELU(), nn.Dropout(0.2), model.head)
+        adam = partial(torch.optim.AdamW if row.adamw else torch.optim.Adam, lr=settings.lr)
         return Classifier(
             model,
             FocalLoss() if row.focal else CrossEntropyLoss(),
-            transform=Read(row.augment, size, mean=model.mean, std=model.std),
-            optimizer=partial(SAM, base_optimizer=kind, lr=settings.lr)
-            if row.sam
-            else partial(kind, lr=settings.lr),
+            transform=BatchTransform(
+                size,
+                mean=model.mean,
+                std=model.std,
+                scale=None,
+                flip=0.0,
+                augment=augmentation(row.augment, size),
+            ),
+            optimizer=partial(SAM, base_optimizer=adam) if row.sam else adam,
             schedule=restarts if row.restarts else "constant",
         )
 
+    out = settings.out / name
     result = cross_validate(
         known,
-        build,
-        out=settings.out / name,
+        {name: build},  # so that the members of an ensemble have names
+        out=out,
         folds=folds,
         test=test,
         collate=CutMixCollator(len(known.classes), size=size) if row.cutmix else collate,
@@ -227,9 +242,8 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
         patience=settings.patience,
         seeds=settings.seeds,
     )
-    held_out = folds >= 0
-    scores = [macro_f1(found[held_out], known.labels[held_out]) for found in result.stack]
-    return scores, result.test_stack
+    write_report(out, manifest=known, test=test, pictures=out)
+    return result
 
 
 def main(settings: Settings) -> None:
@@ -239,32 +253,44 @@ def main(settings: Settings) -> None:
     if settings.data is None:
         raise SystemExit("give --data FOLDER, or --quick to try generated pictures")
     known = Manifest.read_csv(settings.data / "train.csv", label="artist")
-    test = Manifest.read_csv(settings.data / "test.csv", label="artist", classes=known.classes)
-    folds = np.full(len(known), -1)
+    read = partial(Manifest.read_csv, label="artist", classes=known.classes)
+    test, folds = read(settings.data / "test.csv"), np.full(len(known), -1)
     if (settings.data / "val.csv").exists():
-        read = partial(Manifest.read_csv, label="artist", classes=known.classes)
         known = Manifest.join([known, read(settings.data / "val.csv")])
         folds = np.pad(folds, (0, len(known) - len(folds)))
     else:
         folds[StratifiedFolds().hold_out(known.labels)[1]] = 0
-    found: dict[str, Any] = {}
+    write_overview(known, settings.out / "overview")
+    if (settings.data / "artists.csv").exists():
+        with (settings.data / "artists.csv").open(newline="", encoding="utf-8") as file:
+            genres = [row["genre"] for row in csv.DictReader(file)]
+        column_counts(genres, settings.out / "overview/genres.png", name="genre", separator=",")
+    found: dict[str, CrossValidation] = {}
     lines = ["| row | held-out F1 | spread | test F1 | the source |", "|---|---|---|---|---|"]
     for name in settings.rows if settings.table else [settings.variant]:
-        parts = name.split("+")
+        parts, scores = name.split("+"), [np.nan]
         for part in parts:
             if part not in found:
                 found[part] = train(settings, part, known, folds, test)
-        scores = found[name][0] if name in found else [np.nan]
+        if name in found:
+            scores = [found[name].of(name, seed=seed).macro_f1 for seed in settings.seeds]
         # One vote per seed, over the row's folds or the rows that it names.
         votes = [
-            soft_vote(np.concatenate([found[part][1][seed] for part in parts]))
-            for seed in range(len(settings.seeds))
+            soft_vote(np.concatenate([found[part].test_stack[place] for part in parts]))
+            for place in range(len(settings.seeds))
         ]
         answer = [macro_f1(vote, test.labels) if test.labelled else np.nan for vote in votes]
+        file = settings.out / f"submission_{name}.csv"
+        write_submission(file, soft_vote(votes), ids=test.ids, classes=known.classes)
         source = VOTES[name] if name in VOTES else ROWS[name].source
         cells = [f"{value:.4f}" for value in (np.mean(scores), np.std(scores), np.mean(answer))]
         lines.append(f"| {name} | {' | '.join(cells).replace('nan', '-')} | {source} |")
         (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    # Rows with new works, or other folds, are not rows of one ensemble.
+    same = [name for name in found if name != "folds" and not ROWS[name].style]
+    if len(same) > 1:
+        blend = summarise([settings.out / name for name in same])
+        ensemble_table(blend, settings.out / "ensemble.png")
     print("\n".join(lines))
     print(f"macro-F1, mean and spread over seeds {settings.seeds}; {settings.out}")
 
