@@ -46,6 +46,7 @@ from lowres_vision.ops import (
     resize_implementation,
 )
 from lowres_vision.ops._resize import native
+from lowres_vision.ops._resize.settings import Settings
 
 SOURCES = {"A": 64, "B": 256, "C": 32, "D": 512, "E": 64, "M": 64}
 TUNED_MALLOC = {
@@ -107,9 +108,9 @@ def without_pool(call: Callable[[], object]) -> object:
 def portable(out: Tensor, work: Work) -> Tensor:
     """Run the kernel as on a machine without vector extensions, into a given tensor."""
     std, mean = torch.tensor(STD), torch.tensor(MEAN)
-    mix = work.mix or (None, None, None)
-    settings = (work.boxes, work.flip, 1 / (255 * std), -mean / std, "bilinear", True, *mix)
-    native.run(out, [work.images], *settings, instructions="portable")
+    mix = {"partner": work.mix.partner, "lam": work.mix.lam} if work.mix else {}
+    settings = Settings(work.boxes, work.flip, 1 / (255 * std), -mean / std, **mix)
+    native.run(out, [work.images], settings, instructions="portable")
     return out
 
 

@@ -10,8 +10,14 @@ import random
 import pytest
 import torch
 
-from lowres_vision.ops._resize import cuda
-from lowres_vision.ops._resize.reference import compose, resize_backward_reference
+from lowres_vision.ops._resize import cuda, native
+from lowres_vision.ops._resize.reference import (
+    compose,
+    mix_backward_reference,
+    resize_backward_reference,
+)
+from lowres_vision.ops._resize.rounded import resize_uint8_reference
+from lowres_vision.ops._resize.settings import Settings
 
 # Weights and products are float32: some ten roundings of values up to 2.6 standard deviations.
 EPS32 = torch.finfo(torch.float32).eps
@@ -47,7 +53,7 @@ def random_box(rng, H, W):
 
 
 def random_case(seed):
-    """Images, then the arguments of `cuda.run` but for its mixing; those; and how to store."""
+    """Images, what to do with them, and how to store the result."""
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
     B, C = rng.choice([1, 2, 3]), rng.choice([1, 2, 3])
@@ -68,9 +74,9 @@ def random_case(seed):
         if rng.random() < 0.5:
             corners = torch.randint(-2, max(height, width), (B, 2), generator=generator)
             paste = torch.cat([corners, torch.randint(0, 20, (B, 2), generator=generator)], 1)
-    settings = (boxes, flip, gain, bias, rng.choice(["bilinear", "bicubic"]), rng.random() < 0.6)
+    how = (rng.choice(["bilinear", "bicubic"]), rng.random() < 0.6)
     store = (height, width, rng.choice(DTYPES), rng.random() < 0.4)
-    return images, settings, (partner, lam, paste), store
+    return images, Settings(boxes, flip, gain, bias, *how, partner, lam, paste), store
 
 
 def guarded(shape, dtype, channels_last=False):
@@ -91,33 +97,31 @@ def check(buffer, out, expected):
     assert buffer[-1].isnan().all()
 
 
-def check_forward(images, settings, mix, store):
+def check_forward(images, settings, store):
     height, width, dtype, channels_last = store
     buffer, out = guarded((*images.shape[:2], height, width), dtype, channels_last)
-    cuda.run(out, [images], *settings, *mix)
-    expected = compose([images.double()], height, width, settings, mix, torch.float64, ragged=False)
+    cuda.run(out, [images], settings)
+    expected = compose([images.double()], height, width, settings, torch.float64, ragged=False)
     check(buffer, out, expected)
 
 
 def check_backward(images, settings, store):
-    boxes, flip, gain, _, mode, antialias = settings
     height, width, dtype, channels_last = store
     generator = torch.Generator().manual_seed(0)
     gradient = torch.randn(*images.shape[:2], height, width, generator=generator).to(dtype)
     if channels_last:
         gradient = gradient.contiguous(memory_format=torch.channels_last)
     buffer, out = guarded(images.shape, dtype)
-    cuda.run(out, [gradient], boxes, flip, gain, None, mode, antialias, backward=True)
-    expected = resize_backward_reference(
-        gradient, *images.shape[-2:], boxes, flip, gain, mode, antialias, torch.float64
-    )
+    cuda.run(out, [gradient], settings, backward=True)
+    parts = mix_backward_reference(gradient.double(), settings)
+    expected = resize_backward_reference(parts, *images.shape[-2:], settings, torch.float64)
     check(buffer, out, expected)
 
 
 @pytest.mark.parametrize("seed", range(24))
 def test_random_cases_equal_the_reference(seed):
-    images, settings, mix, store = random_case(seed)
-    check_forward(images, settings, mix, store)
+    images, settings, store = random_case(seed)
+    check_forward(images, settings, store)
     check_backward(images, settings, store)
 
 
@@ -127,9 +131,73 @@ def test_random_cases_equal_the_reference(seed):
 def test_sizes_at_the_kernels_limits(mode, antialias, size):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, 2, 12, 14), dtype=torch.uint8, generator=generator)
-    settings = (None, None, torch.full((2,), 1 / 255), None, mode, antialias)
+    settings = Settings(gain=torch.full((2,), 1 / 255), mode=mode, antialias=antialias)
     for channels_last in (False, True):
-        check_forward(images, settings, (None,) * 3, (*size, torch.float32, channels_last))
+        check_forward(images, settings, (*size, torch.float32, channels_last))
+
+
+@pytest.mark.parametrize("paste", [None, torch.tensor([[0, 1, 3, 4], [2, 0, 9, 9]] * 3)])
+def test_gradient_of_a_shared_partner(paste):
+    # Image 1 serves four; 9 and -1 are no image, and give nobody anything.
+    partner, lam = torch.tensor([1, 1, 9, 1, 1, -1]), torch.rand(6)
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 5.0], [1.0, 1.5, 3.0, 3.0]] * 3, dtype=torch.float64)
+    flip, gain = torch.tensor([True, False] * 3), torch.tensor([0.5])
+    settings = Settings(boxes, flip, gain, partner=partner, lam=lam, paste=paste)
+    gradient = torch.randn(6, 1, 5, 6)
+    outs = torch.full((2, 6, 1, 4, 5), torch.nan)
+    for out in outs:
+        cuda.run(out, [gradient], settings, backward=True)
+    assert torch.equal(*outs)
+    parts = gradient.double() * 0
+    for image, other in enumerate(partner.tolist()):
+        inside = torch.zeros(5, 6, dtype=torch.float64)
+        if paste is None:
+            inside[:] = 1 - lam[image]
+        else:
+            top, left, height, width = paste[image].tolist()
+            inside[top : top + height, left : left + width] = 1
+        parts[image] += (1 - inside) * gradient[image]
+        if 0 <= other < 6:
+            parts[other] += inside * gradient[image]
+    expected = resize_backward_reference(parts, 4, 5, settings, torch.float64)
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(outs[0].double(), expected, rtol=0, atol=32 * EPS32 * scale)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_bytes_equal_the_references_bit_for_bit(seed):
+    rng = random.Random(seed)
+    images, settings, store = random_case(seed)
+    height, width, _, channels_last = store
+    if images.dtype != torch.uint8:
+        images = (images.float() * 255).to(torch.uint8)
+    if rng.random() < 0.3:  # edges from black to white make bicubic leave the range
+        images = (images > 127).to(torch.uint8) * 255
+    settings = Settings(settings.boxes, settings.flip, mode=settings.mode)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    out = torch.empty(len(images) + 2, images.shape[1], height, width, dtype=torch.uint8)
+    out = out.contiguous(memory_format=layout)
+    expected = resize_uint8_reference(
+        images, height, width, settings.boxes, settings.flip, settings.mode
+    )
+    for filling in (0, 255):  # what is not written differs once
+        out.fill_(filling)
+        cuda.run(out[1:-1], [images], settings)
+        assert torch.equal(out[1:-1], expected)
+        assert (out[[0, -1]] == filling).all()
+    if native.available():
+        out = torch.empty_like(expected)
+        native.run(out, [images], settings)
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("source", "target"), [(64, 100), (100, 40)])  # the two forward kernels
+def test_bytes_of_long_axes_equal_the_references(mode, source, target):
+    images = torch.randint(0, 256, (1, 1, 3, source), dtype=torch.uint8)
+    out = torch.empty(1, 1, 2, target, dtype=torch.uint8)
+    cuda.run(out, [images], Settings(mode=mode))
+    assert torch.equal(out, resize_uint8_reference(images, *out.shape[2:], None, None, mode))
 
 
 def test_gradient_of_a_wide_image_in_a_narrow_window():
@@ -137,17 +205,16 @@ def test_gradient_of_a_wide_image_in_a_narrow_window():
     images = torch.empty(1, 1, 2, 33)
     boxes = torch.tensor([[0.0, 30.0, 2.0, 2.0]], dtype=torch.float64)
     for flip in (None, torch.tensor([True])):
-        settings = (boxes, flip, None, None, "bilinear", True)
-        check_backward(images, settings, (3, 300, torch.float32, False))
+        check_backward(images, Settings(boxes, flip), (3, 300, torch.float32, False))
 
 
 @pytest.mark.parametrize(("mode", "limit"), [("bilinear", 2e-6), ("bicubic", 5e-6)])
 def test_error_against_float64(mode, limit):
     images = torch.rand(1, 1, 64, 16, generator=torch.Generator().manual_seed(0))
-    settings, mix = (None, None, None, None, mode, True), (None, None, None)
+    settings = Settings(mode=mode)
     out = torch.empty(1, 1, 224, 56)
-    cuda.run(out, [images], *settings)
-    expected = compose([images.double()], 224, 56, settings, mix, torch.float64, ragged=False)
+    cuda.run(out, [images], settings)
+    expected = compose([images.double()], 224, 56, settings, torch.float64, ragged=False)
     assert (out - expected).abs().max() <= limit
 
 
@@ -159,7 +226,7 @@ def test_nothing_outside_the_box_is_read():
         for antialias in (False, True):
             for size in (9, 3, 1):
                 out = torch.empty(1, 1, size, size)
-                cuda.run(out, [images], boxes, None, None, None, mode, antialias)
+                cuda.run(out, [images], Settings(boxes, mode=mode, antialias=antialias))
                 assert out.isfinite().all()
 
 
@@ -169,7 +236,7 @@ def test_a_partner_outside_the_batch_gives_nan(paste, height):
     images = torch.rand(3, 1, 30, 4)
     out = torch.empty(3, 1, height, 4)
     partner, lam = torch.tensor([-1, 0, 3]), torch.full((3,), 0.5)
-    cuda.run(out, [images], None, None, None, None, "bilinear", True, partner, lam, paste)
+    cuda.run(out, [images], Settings(partner=partner, lam=lam, paste=paste))
     assert out[[0, 2]].isnan().all()
     assert out[1].isfinite().all()
 
@@ -179,4 +246,4 @@ def test_the_probe_passes():
 
 
 def test_empty_batch():
-    cuda.run(torch.empty(0, 3, 4, 4), [torch.empty(0, 3, 2, 2)], *[None] * 4, "bilinear", True)
+    cuda.run(torch.empty(0, 3, 4, 4), [torch.empty(0, 3, 2, 2)], Settings())

@@ -19,6 +19,7 @@ from lowres_vision.ops._resize.operator import (
     resize_ragged_op,
 )
 from lowres_vision.ops._resize.reference import compose, resize_backward_reference
+from lowres_vision.ops._resize.settings import Settings
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel was not built")
 
@@ -110,9 +111,9 @@ def check_forward(case, instructions=None):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     out = torch.full((*images.shape[:2], height, width), torch.nan, dtype=dtype)
     out = out.contiguous(memory_format=layout)
-    native.run(out, [images], *settings, partner, lam, paste, instructions=instructions)
-    mix = (partner, lam, paste)
-    expected = compose([images.double()], height, width, settings, mix, torch.float64, ragged=False)
+    settings = Settings(*settings, partner, lam, paste)
+    native.run(out, [images], settings, instructions=instructions)
+    expected = compose([images.double()], height, width, settings, torch.float64, ragged=False)
     atol = tolerance(dtype, max(1.0, expected.abs().max().item()))
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=atol)
 
@@ -123,13 +124,9 @@ def check_backward(case, instructions=None):
     gradient = torch.randn(*images.shape[:2], height, width, generator=generator)
     gradient = gradient.to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     out = torch.full(images.shape, torch.nan, dtype=dtype)
-    native.run(
-        out, [gradient], boxes, flip, gain, None, mode, antialias,
-        backward=True, instructions=instructions,
-    )  # fmt: skip
-    expected = resize_backward_reference(
-        gradient, *images.shape[-2:], boxes, flip, gain, mode, antialias, torch.float64
-    )
+    settings = Settings(boxes, flip, gain, None, mode, antialias)
+    native.run(out, [gradient], settings, backward=True, instructions=instructions)
+    expected = resize_backward_reference(gradient, *images.shape[-2:], settings, torch.float64)
     # A pixel's gradient sums over what reads it; the largest sum bounds the roundings.
     atol = tolerance(dtype, max(1.0, expected.abs().max().item()))
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=atol)
@@ -155,9 +152,8 @@ def test_error_against_float64(mode, limit, antialias, source, target):
     expected = resize(images.double(), target, mode=mode, antialias=antialias)
     for instructions in instruction_sets():
         out = torch.empty(expected.shape)
-        native.run(
-            out, [images], None, None, None, None, mode, antialias, instructions=instructions
-        )
+        settings = Settings(mode=mode, antialias=antialias)
+        native.run(out, [images], settings, instructions=instructions)
         assert (out - expected).abs().max() <= limit
 
 
@@ -173,17 +169,15 @@ def test_conversions_equal_torchs_bit_for_bit(instructions, dtype):
     values = torch.cat([values, torch.tensor([torch.inf, -torch.inf, torch.nan, 65519.9, 65520.0])])
     row = values[None, None, None]
     narrow = torch.empty(row.shape, dtype=dtype)
-    native.run(narrow, [row], *[None] * 4, "bilinear", False, instructions=instructions)
+    native.run(narrow, [row], Settings(antialias=False), instructions=instructions)
     # A neighbour that is infinite or NaN meets a weight of 0, so only finite ones are compared.
     finite = values.isfinite() & values.roll(-1).isfinite()
     assert torch.equal(narrow.flatten()[finite], values.to(dtype)[finite])
     alone = torch.empty(len(values), 1, 1, 1, dtype=dtype)
-    native.run(alone, [values[:, None, None, None]], *[None] * 4, "bilinear", True)
+    native.run(alone, [values[:, None, None, None]], Settings())
     assert alone[-5:, 0, 0, 0].isnan().tolist() == values[-5:].isnan().tolist()
     back = torch.empty(len(every), 1, 1, 1)
-    native.run(
-        back, [every[:, None, None, None]], *[None] * 4, "bilinear", True, instructions=instructions
-    )
+    native.run(back, [every[:, None, None, None]], Settings(), instructions=instructions)
     assert torch.equal(back.flatten(), wide)
 
 
@@ -202,18 +196,19 @@ def small_case(dtype=torch.float32, requires_grad=True):
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own
 def test_opcheck(paste, channels_last):
     images, settings, mix = small_case()
-    rest = ("bicubic", True, torch.float32, channels_last, *mix, paste)
-    opcheck(resize_op, (images, 7, 8, *settings, *rest))
-    opcheck(resize_op, (images.detach().to(torch.uint8), 7, 8, *settings, *rest))
+    rest = (7, 8, torch.float32, channels_last, *settings, "bicubic", True, *mix, paste)
+    opcheck(resize_op, (images, *rest))
+    opcheck(resize_op, (images.detach().to(torch.uint8), *rest))
     ragged = [image.clone().requires_grad_() for image in images.detach()]
-    opcheck(resize_ragged_op, (ragged, 7, 8, *settings, *rest))
+    opcheck(resize_ragged_op, (ragged, *rest))
     out = torch.empty(3, 2, 7, 8)
     opcheck(
         resize_out_op,
         (out, [images.detach()], False, *settings, "bilinear", False, *mix, paste),
     )
     gradient = torch.rand(3, 2, 7, 8, requires_grad=True)
-    opcheck(resize_backward_op, (gradient, 6, 5, *settings[:3], "bilinear", True, torch.float32))
+    rest = (6, 5, torch.float32, *settings[:3], "bilinear", True, *mix, paste)
+    opcheck(resize_backward_op, (gradient, *rest))
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
@@ -221,9 +216,9 @@ def test_opcheck(paste, channels_last):
 def test_gradcheck_of_the_operators(mode, antialias):
     # In float64 the operators run the reference: this checks formulas, the next test the kernel.
     images, settings, mix = small_case(torch.float64)
-    rest = (mode, antialias, torch.float64, False, *mix, None)
-    assert torch.autograd.gradcheck(lambda x: resize_op(x, 4, 7, *settings, *rest), images)
-    assert torch.autograd.gradgradcheck(lambda x: resize_op(x, 4, 7, *settings, *rest), images)
+    rest = (4, 7, torch.float64, False, *settings, mode, antialias, *mix, None)
+    assert torch.autograd.gradcheck(lambda x: resize_op(x, *rest), images)
+    assert torch.autograd.gradgradcheck(lambda x: resize_op(x, *rest), images)
 
 
 def test_first_and_second_gradients_equal_the_references():
@@ -243,9 +238,10 @@ def test_kernel_and_its_backward_are_adjoint():
     images, (boxes, flip, gain, _), _ = small_case(requires_grad=False)
     v = torch.randn(3, 2, 9, 4)
     y = torch.empty_like(v)
-    native.run(y, [images], boxes, flip, gain, None, "bicubic", True)
+    settings = Settings(boxes, flip, gain, mode="bicubic")
+    native.run(y, [images], settings)
     back = torch.empty_like(images)
-    native.run(back, [v], boxes, flip, gain, None, "bicubic", True, backward=True)
+    native.run(back, [v], settings, backward=True)
     left, right = (y.double() * v).sum(), (images.double() * back).sum()
     torch.testing.assert_close(left, right, rtol=0, atol=64 * EPS32 * y.abs().sum().item())
 
@@ -449,10 +445,10 @@ def test_out_compiles():
 
 def test_partners_out_of_range_are_refused_by_the_kernel():
     images, settings, (_, lam) = small_case(requires_grad=False)
-    rest = ("bilinear", True, torch.float32, False)
+    rest = (4, 7, torch.float32, False, *settings, "bilinear", True)
     for bad in (-1, 3):
         with pytest.raises(IndexError, match=r"`mix.partner` must be in 0\.\.2"):
-            resize_op(images, 4, 7, *settings, *rest, torch.tensor([0, 1, bad]), lam, None)
+            resize_op(images, *rest, torch.tensor([0, 1, bad]), lam, None)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1e30, 1e30, 0.0])
@@ -463,9 +459,9 @@ def test_unchecked_boxes_stay_in_memory(value):
         box = torch.tensor([[1.0, 1.0, 5.0, 5.0]], dtype=torch.float64)
         box[0, column] = value
         for antialias in (False, True):
-            settings = (box, None, None, None, "bicubic", antialias)
-            native.run(torch.empty(1, 1, 9, 9), [images], *settings)
-            native.run(torch.empty(1, 1, 8, 8), [torch.rand(1, 1, 9, 9)], *settings, backward=True)
+            settings = Settings(box, mode="bicubic", antialias=antialias)
+            native.run(torch.empty(1, 1, 9, 9), [images], settings)
+            native.run(torch.empty(1, 1, 8, 8), [torch.rand(1, 1, 9, 9)], settings, backward=True)
 
 
 def test_a_named_implementation_never_falls_back():

@@ -9,6 +9,7 @@ from torch.library import opcheck
 from lowres_vision.ops import Mix, resize
 from lowres_vision.ops._resize import native
 from lowres_vision.ops._resize.rounded import resize_uint8_op
+from lowres_vision.ops._resize.settings import Settings
 from lowres_vision.resizer import Resize
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -85,9 +86,7 @@ def test_instruction_sets_agree_on_fractional_boxes():
     best = native.instructions()
     for instructions in ("portable", "avx2", "avx512"):
         out = torch.empty_like(expected)
-        native.run(
-            out, [images], boxes, flip, None, None, "bilinear", True, instructions=instructions
-        )
+        native.run(out, [images], Settings(boxes, flip), instructions=instructions)
         assert torch.equal(out, expected)
         if instructions == best:
             break
@@ -155,7 +154,7 @@ def test_refusals_say_why():
         resize(images, 8, rounding="uint8", antialias=False)
     with pytest.raises(ValueError, match="leaves no room for `mean`"):
         resize(images, 8, rounding="uint8", dtype=torch.uint8, mean=(0.5, 0.5, 0.5))
-    with pytest.raises(RuntimeError, match="has no Triton kernel"):
+    with pytest.raises(RuntimeError, match="`impl`='triton' needs Triton"):
         resize(images, 8, rounding="uint8", impl="triton")
     with pytest.raises(ValueError, match="`rounding` must be one of 'uint8', got 'int8'"):
         resize(images, 8, rounding="int8")

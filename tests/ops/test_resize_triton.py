@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lowres_vision.ops import Mix, resize
 from lowres_vision.ops._resize import cuda
+from lowres_vision.ops._resize.operator import resize_backward_op
 
 EPS32 = torch.finfo(torch.float32).eps
 
@@ -51,6 +53,35 @@ def test_the_probe_says_why_the_kernels_cannot_serve(caplog):
     # There is no device to compile for, or no Triton: either way the reference takes over.
     assert not cuda.works.__wrapped__(torch.device("cpu"))
     assert "plain torch" in caplog.text
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_graph_for_a_device_needs_none(there, monkeypatch):
+    if there:
+        monkeypatch.setattr(cuda, "available", lambda device: True)
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def run(images):
+        plain = resize(images, 80, std=(0.2, 0.3, 0.4), channels_last=True, dtype=torch.bfloat16)
+        return plain, resize(images, 80, rounding="uint8", dtype=torch.uint8)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        images = torch.empty(4, 3, 64, 50, dtype=torch.uint8, device="cuda")
+        plain, whole = torch.compile(run, fullgraph=True, backend=backend)(images)
+        assert plain.device.type == whole.device.type == "cuda"
+        assert plain.is_contiguous(memory_format=torch.channels_last)
+        assert (plain.dtype, whole.dtype) == (torch.bfloat16, torch.uint8)
+        rest = (None, None, None, "bilinear", True, None, None, None)
+        back = resize_backward_op(plain, 64, 50, torch.float16, *rest)
+        assert (back.shape, back.dtype, back.device) == (images.shape, torch.float16, images.device)
+    called = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert ("lowres_vision.resize.default" in called) == there
+    assert ("lowres_vision.resize_uint8.default" in called) == there
 
 
 def batch(device, dtype, shape=(5, 3, 64, 50)):
@@ -126,6 +157,41 @@ def test_device_gradient_equals_the_reference_and_repeats(mode, antialias, size,
         images.requires_grad_()
         y = resize(images, size, impl="triton", **kwargs)
         gradients += torch.autograd.grad(y, images, g)
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(gradients[0].double(), expected, rtol=0, atol=32 * EPS32 * scale)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(224, 224), (31, 300), (7, 9), (2, 1)])
+def test_device_bytes_are_the_references(mode, size):
+    images, boxes, flip = batch("cuda", torch.uint8)
+    for cropped in ({}, {"boxes": boxes, "flip": flip}):
+        kwargs = {"mode": mode, "rounding": "uint8", "dtype": torch.uint8, **cropped}
+        ours = resize(images, size, impl="triton", **kwargs)
+        assert torch.equal(ours, resize(images, size, impl="reference", **kwargs))
+        moved = {name: value.cpu() for name, value in cropped.items()}
+        assert torch.equal(ours.cpu(), resize(images.cpu(), size, **{**kwargs, **moved}))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cutmix", [False, True])
+def test_device_gradient_of_a_shared_partner_repeats(cutmix):
+    images, boxes, flip = batch("cuda", torch.float32)
+    partner, lam = torch.tensor([3, 3, 0, 3, 3], device="cuda"), torch.rand(5, device="cuda")
+    paste = torch.tensor([[0, 0, 5, 9], [3, -4, 99, 9], [0, 0, 0, 3], [1, 1, 1, 1], [9, 9, 99, 99]])
+    mix = Mix(partner, lam, paste.cuda() if cutmix else None)
+    kwargs = {"boxes": boxes, "flip": flip, "mix": mix}
+    wide = images.double().requires_grad_()
+    y = resize(wide, 100, impl="reference", **kwargs)
+    g = torch.randn(y.shape, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    (expected,) = torch.autograd.grad(y, wide, g.double())
+    images.requires_grad_()
+    gradients = [
+        torch.autograd.grad(resize(images, 100, impl="triton", **kwargs), images, g)[0]
+        for _ in range(5)
+    ]
     scale = max(1.0, expected.abs().max().item())
     torch.testing.assert_close(gradients[0].double(), expected, rtol=0, atol=32 * EPS32 * scale)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

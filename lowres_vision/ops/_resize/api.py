@@ -26,6 +26,7 @@ from lowres_vision.ops._resize.operator import (
 )
 from lowres_vision.ops._resize.reference import compose, exporting
 from lowres_vision.ops._resize.rounded import resize_uint8
+from lowres_vision.ops._resize.settings import Settings
 
 _MODES = ("bilinear", "bicubic")
 _IMPLEMENTATIONS = ("auto", "reference", "native", "triton")
@@ -148,33 +149,30 @@ def resize(
         check_out(out, (B, C, height, width), channels_last, items)
     gain, bias = _affine(first, C, mean, std)
     boxes = None if boxes is None else boxes.detach()
-    mixing = mix if mix is not None else (None, None, None)
+    settings = Settings(boxes, flip, gain, bias, mode, antialias, *(() if mix is None else mix))
     if rounding is not None:
         plain = mean is None and std is None and mix is None
-        check_rounding(first.dtype, dtype, impl, antialias, plain=plain)
-        kernels = impl != "reference" and not exporting()
-        rounded = resize_uint8(
-            items, height, width, boxes, flip, mode, ragged=ragged, kernels=kernels
-        )
+        check_rounding(first.dtype, dtype, antialias, plain=plain)
+        kernels = _kernel_serves(impl, items, torch.uint8, (height, width), ragged=ragged)
+        rounded = resize_uint8(items, height, width, settings, ragged=ragged, kernels=kernels)
         if dtype == torch.uint8:
             layout = torch.channels_last if channels_last else torch.contiguous_format
             return rounded.contiguous(memory_format=layout) if out is None else out.copy_(rounded)
         # What is left, at the final size, is to normalise, to cast and to mix.
-        items, ragged, boxes, flip = (rounded,), False, None, None
-    settings = (boxes, flip, gain, bias, mode, antialias)
+        items, ragged, settings = (rounded,), False, settings._replace(boxes=None, flip=None)
     if not _kernel_serves(impl, items, dtype, (height, width), ragged=ragged):
-        result = compose(items, height, width, settings, mixing, dtype, ragged=ragged)
+        result = compose(items, height, width, settings, dtype, ragged=ragged)
         if out is not None:
             return out.copy_(result)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return result.to(dtype).contiguous(memory_format=layout)
     if undispatched(items):
-        rest = (height, width, settings, dtype, channels_last, mixing)
+        rest = (height, width, dtype, channels_last, settings)
         return resize_undispatched(out, items, *rest, ragged=ragged)
     if out is not None:
-        resize_out_op(out, list(items), ragged, *settings, *mixing)
+        resize_out_op(out, list(items), ragged, *settings)
         return out
-    arguments = (height, width, *settings, dtype, channels_last, *mixing)
+    arguments = (height, width, dtype, channels_last, *settings)
     operator, source = (resize_ragged_op, list(items)) if ragged else (resize_op, items[0])
     return cast(Tensor, operator(source, *arguments))
 

@@ -88,15 +88,13 @@ def check_mix(
 
 
 def check_rounding(
-    image_dtype: torch.dtype, dtype: torch.dtype, impl: str, antialias: bool, *, plain: bool
+    image_dtype: torch.dtype, dtype: torch.dtype, antialias: bool, *, plain: bool
 ) -> None:
     """Raise unless ``rounding="uint8"`` can be had; ``plain`` where nothing follows it."""
     if image_dtype != torch.uint8:
         raise TypeError(f"`rounding`='uint8' needs uint8 images, got {image_dtype}")
     if not antialias:
         raise ValueError("`rounding`='uint8' is Pillow's, which has no `antialias`=False")
-    if impl == "triton":
-        raise RuntimeError("`rounding`='uint8' has no Triton kernel; leave `impl` at 'auto'")
     if dtype == torch.uint8 and not plain:
         raise ValueError("`dtype`=torch.uint8 leaves no room for `mean`, `std` and `mix`")
 

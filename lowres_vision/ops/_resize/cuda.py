@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lowres_vision.ops._resize.reference import resize_backward_reference, resize_reference
+from lowres_vision.ops._resize.settings import Settings
 
 _TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 _OFFSETS = 1 << 31  # elements that an image may span: the kernels count within it in int32
@@ -25,15 +26,19 @@ _WINDOW = 8  # the most rows that the walking kernel holds in registers
 _OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available(device: torch.device) -> bool:
     """Whether Triton is installed and compiles for this device."""
     return (
         device.type == "cuda"
         and installed()
         and torch.version.hip is None
+        and torch.cuda.is_available()  # a device may also be that of fake tensors
         and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+# All that torch.compiler.assume_constant_result does; calling it imports the compiler, for 2 s.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -66,11 +71,10 @@ def works(device: torch.device) -> bool:
     try:
         images = torch.arange(18.0, device=device).view(2, 1, 3, 3)
         out, back = images.new_empty(2, 1, 5, 4), torch.empty_like(images)
-        run(out, [images], None, None, None, None, "bilinear", True)
-        run(back, [out], None, None, None, None, "bilinear", True, backward=True)
-        settings = (None, None, None, "bilinear", True, torch.float64)
-        forward = resize_reference(images, 5, 4, None, *settings)
-        backward = resize_backward_reference(out, 3, 3, *settings)
+        run(out, [images], Settings())
+        run(back, [out], Settings(), backward=True)
+        forward = resize_reference(images, 5, 4, Settings(), torch.float64)
+        backward = resize_backward_reference(out, 3, 3, Settings(), torch.float64)
         torch.testing.assert_close(out.double(), forward, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(back.double(), backward, rtol=1e-5, atol=1e-5)
     except Exception as error:  # whatever it is, the reference can serve
@@ -82,77 +86,62 @@ def works(device: torch.device) -> bool:
 
 
 def run(
-    out: Tensor,
-    images: Sequence[Tensor],
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    mode: str,
-    antialias: bool,
-    partner: Tensor | None = None,
-    lam: Tensor | None = None,
-    paste: Tensor | None = None,
-    *,
-    backward: bool = False,
+    out: Tensor, images: Sequence[Tensor], settings: Settings, *, backward: bool = False
 ) -> None:
     """Fill ``out`` ``(B, C, height, width)``, contiguous or, going forward, channels_last.
 
     ``images`` holds one ``(B, C, H, W)`` batch. Going ``backward``, it holds the gradient of a
-    resize's result and ``out`` becomes that of its images. A partner outside the batch makes its
-    image NaN: to raise would mean to wait for the device.
+    resize's result and ``out`` becomes that of its images. A uint8 ``out`` is what Pillow would
+    make of uint8 images. A partner outside the batch makes its image NaN: to raise would mean to
+    wait for the device.
     """
     if out.numel() == 0:
         return
     (source,) = images
-    boxes, flip = _as(boxes, torch.float64), _as(flip, torch.bool)
-    gain, bias = _as(gain, torch.float32), _as(bias, torch.float32)
+    settings = settings._replace(
+        boxes=_as(settings.boxes, torch.float64),
+        flip=_as(settings.flip, torch.bool),
+        gain=_as(settings.gain, torch.float32),
+        bias=_as(settings.bias, torch.float32),
+        partner=_as(settings.partner, torch.int64),
+        lam=_as(settings.lam, torch.float32),
+        paste=_as(settings.paste, torch.int64),
+    )
     image, result = (out, source) if backward else (source, out)
+    whole = out.dtype == torch.uint8
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         tables = [
-            _taps(boxes, axis, image.shape[2 + axis], result.shape[2 + axis], mode, antialias, out)
+            _taps(settings, axis, image.shape[2 + axis], result.shape[2 + axis], whole, out.device)
             for axis in (0, 1)
         ]
-        if backward:
-            _gather(out, source, tables, boxes is not None, flip, gain)
-        else:
-            mix = _as(partner, torch.int64), _as(lam, torch.float32), _as(paste, torch.int64)
-            _walk(out, source, tables, boxes is not None, flip, gain, bias, *mix)
+        (_gather if backward else _walk)(out, source, tables, settings)
 
 
 def _walk(
-    out: Tensor,
-    images: Tensor,
-    tables: list[tuple[Tensor, Tensor]],
-    per_image: bool,
-    flip: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    partner: Tensor | None,
-    lam: Tensor | None,
-    paste: Tensor | None,
+    out: Tensor, images: Tensor, tables: list[tuple[Tensor, Tensor]], settings: Settings
 ) -> None:
     B, C, height, width = out.shape
     taps = [weights.shape[-1] for _, weights in tables]
     channels = 1 if out.is_contiguous() else C
-    light = partner is None and max(taps) * C <= _WINDOW
+    alone = settings.partner is None
+    light = alone and max(taps) * C <= _WINDOW
     planes = C if light and channels == 1 else 1  # share weights where registers allow
     groups = C // (planes * channels)
     lanes = width * channels
     block = min(_LANES, _power(lanes))
-    narrow = max(taps) * (1 if partner is None else 2) <= 4
+    narrow = max(taps) * (1 if alone else 2) <= 4
     kernel = _kernels().resize_kernel if max(taps) <= _WINDOW else _kernels().wide_kernel
     kernel[(B * groups, -(-height // _ROWS), -(-lanes // block))](
         images,
         out,
         *tables[0],
         *tables[1],
-        flip,
-        gain,
-        bias,
-        partner,
-        lam,
-        paste,
+        settings.flip,
+        settings.gain,
+        settings.bias,
+        settings.partner,
+        settings.lam,
+        settings.paste,
         B,
         groups,
         height,
@@ -160,7 +149,7 @@ def _walk(
         *images.stride(),
         _ROWS,
         *taps,
-        PER_IMAGE=per_image,
+        PER_IMAGE=settings.boxes is not None,
         PLANES=planes,
         CHANNELS=channels,
         ALIGNED=math.gcd(lanes, 16),
@@ -172,14 +161,13 @@ def _walk(
 
 
 def _gather(
-    out: Tensor,
-    gradient: Tensor,
-    tables: list[tuple[Tensor, Tensor]],
-    per_image: bool,
-    flip: Tensor | None,
-    gain: Tensor | None,
+    out: Tensor, gradient: Tensor, tables: list[tuple[Tensor, Tensor]], settings: Settings
 ) -> None:
     B, C, height, width = out.shape
+    ends = order = None
+    if settings.partner is not None:
+        partners, order = settings.partner.sort(stable=True)
+        ends = torch.searchsorted(partners, torch.arange(B + 1, device=out.device))
     (row_starts, row_weights), (column_starts, column_weights) = tables
     block = min(64, _power(width))
     # The columns of the gradient that read a block of pixels, when nothing is cropped.
@@ -194,8 +182,12 @@ def _gather(
         column_starts,
         column_weights,
         _counts(column_starts, width),
-        flip,
-        gain,
+        settings.flip,
+        settings.gain,
+        ends,
+        order,
+        settings.lam,
+        settings.paste,
         C,
         height,
         width,
@@ -204,7 +196,7 @@ def _gather(
         _ROWS,
         row_weights.shape[-1],
         column_weights.shape[-1],
-        PER_IMAGE=per_image,
+        PER_IMAGE=settings.boxes is not None,
         SPAN=span,
         BLOCK=block,
         num_warps=max(1, span // 128),
@@ -213,35 +205,31 @@ def _gather(
 
 
 def _taps(
-    boxes: Tensor | None,
-    axis: int,
-    length: int,
-    size: int,
-    mode: str,
-    antialias: bool,
-    like: Tensor,
+    settings: Settings, axis: int, length: int, size: int, whole: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return where each output pixel starts to read, and its weights."""
-    radius = 1 if mode == "bilinear" else 2
+    """Return where each output pixel starts to read, and its weights, ``whole`` ones or floats."""
+    radius = 1 if settings.mode == "bilinear" else 2
     # No box is longer than its image, so none stretches the filter further.
-    taps = math.ceil(2 * radius * max(1.0, length / size)) if antialias else 2 * radius
-    B = 1 if boxes is None else len(boxes)
-    starts = torch.empty((B, size + 1), dtype=torch.int32, device=like.device)
-    weights = torch.empty((B, size, taps), dtype=torch.float32, device=like.device)
+    stretch = max(1.0, length / size) if settings.antialias else 1.0
+    taps = math.ceil(2 * radius * stretch)
+    B = 1 if settings.boxes is None else len(settings.boxes)
+    starts = torch.empty((B, size + 1), dtype=torch.int32, device=device)
+    dtype = torch.int32 if whole else torch.float32
+    weights = torch.empty((B, size, taps), dtype=dtype, device=device)
     block = min(_LANES, _power(size))
     _kernels().tap_kernel[(B, -(-size // block))](
-        boxes,
+        settings.boxes,
         starts,
         weights,
         length,
         size,
         axis,
         taps,
-        CUBIC=mode == "bicubic",
-        ANTIALIAS=antialias,
+        CUBIC=settings.mode == "bicubic",
+        ANTIALIAS=settings.antialias,
         BLOCK=block,
         num_warps=4,
-        **_OPTIONS,
+        **_OPTIONS | {"enable_fp_fusion": False},  # Pillow rounds after each operation
     )
     return starts, weights
 

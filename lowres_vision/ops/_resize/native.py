@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lowres_vision.ops._resize.settings import Settings
+
 _VERSION = 2  # LRV_VERSION in native.c
 _INSTRUCTIONS = ("portable", "avx2", "avx512")
 _TYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
@@ -66,10 +68,13 @@ class _Job(ctypes.Structure):
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether the library was built and loads; says once where it does not."""
     return _loads()
+
+
+# All that torch.compiler.assume_constant_result does; calling it imports the compiler, for 2 s.
+available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -92,15 +97,7 @@ def serves(images: Sequence[Tensor], dtype: torch.dtype, *sides: int) -> bool:
 def run(
     out: Tensor,
     images: Sequence[Tensor],
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    mode: str,
-    antialias: bool,
-    partner: Tensor | None = None,
-    lam: Tensor | None = None,
-    paste: Tensor | None = None,
+    settings: Settings,
     *,
     ragged: bool = False,
     backward: bool = False,
@@ -117,13 +114,13 @@ def run(
     images = [image.resolve_neg() for image in images]
     # Named, so that what is converted here outlives the call.
     keep = [
-        _as(boxes, torch.float64),
-        _as(flip, torch.bool),
-        _as(gain, torch.float32),
-        _as(bias, torch.float32),
-        _as(partner, torch.int64),
-        _as(lam, torch.float32),
-        _as(paste, torch.int64),
+        _as(settings.boxes, torch.float64),
+        _as(settings.flip, torch.bool),
+        _as(settings.gain, torch.float32),
+        _as(settings.bias, torch.float32),
+        _as(settings.partner, torch.int64),
+        _as(settings.lam, torch.float32),
+        _as(settings.paste, torch.int64),
     ]
     library = _library()
     job = _Job(
@@ -136,8 +133,8 @@ def run(
         _team(),
         _TYPES[images[0].dtype],
         _TYPES[out.dtype],
-        mode == "bicubic",
-        antialias,
+        settings.mode == "bicubic",
+        settings.antialias,
         backward,
         not out.is_contiguous(),
         out.nbytes > _STREAM_BYTES,

@@ -15,13 +15,12 @@ from torch import Tensor
 from lowres_vision.ops._resize import cuda, native
 from lowres_vision.ops._resize.pool import output_pool
 from lowres_vision.ops._resize.reference import (
-    MixTensors,
-    Settings,
     compose,
     mix_backward_reference,
     resize_backward_reference,
     sum_dtype,
 )
+from lowres_vision.ops._resize.settings import Settings
 
 
 @torch.library.custom_op("lowres_vision::resize", mutates_args=())
@@ -29,26 +28,26 @@ def resize_op(
     images: Tensor,
     height: int,
     width: int,
+    dtype: torch.dtype,
+    channels_last: bool,
     boxes: Tensor | None,
     flip: Tensor | None,
     gain: Tensor | None,
     bias: Tensor | None,
     interpolation: str,
     antialias: bool,
-    dtype: torch.dtype,
-    channels_last: bool,
     partner: Tensor | None,
     lam: Tensor | None,
     paste: Tensor | None,
 ) -> Tensor:
-    """Return ``(B, C, height, width)``; arguments as in the reference.
+    """Return ``(B, C, height, width)``; from ``boxes`` on, the arguments are a ``Settings``.
 
     Its ``mode`` is called ``interpolation`` here: torch functionalises a mutating operator with
     a ``mode`` of its own.
     """
     out = _empty((*images.shape[:2], height, width), dtype, channels_last, images)
-    settings = (boxes, flip, gain, bias, interpolation, antialias)
-    _fill(out, [images], settings, (partner, lam, paste), ragged=False)
+    settings = Settings(boxes, flip, gain, bias, interpolation, antialias, partner, lam, paste)
+    _fill(out, [images], settings, ragged=False)
     return out
 
 
@@ -57,28 +56,28 @@ def resize_backward_op(
     gradient: Tensor,
     height: int,
     width: int,
+    dtype: torch.dtype,
     boxes: Tensor | None,
     flip: Tensor | None,
     gain: Tensor | None,
     interpolation: str,
     antialias: bool,
-    dtype: torch.dtype,
+    partner: Tensor | None,
+    lam: Tensor | None,
+    paste: Tensor | None,
 ) -> Tensor:
     """Return the gradient of images of ``height`` and ``width``, in their ``dtype``."""
     out = _empty((*gradient.shape[:2], height, width), dtype, False, gradient)
-    settings = (boxes, flip, gain)
-    if gradient.device.type == "cpu" and native.serves([gradient], dtype, height, width):
-        native.run(out, [gradient], *settings, None, interpolation, antialias, backward=True)
-        return out
+    settings = Settings(boxes, flip, gain, None, interpolation, antialias, partner, lam, paste)
     if cuda.serves([gradient], dtype, height, width) and cuda.works(out.device):
-        cuda.run(out, [gradient], *settings, None, interpolation, antialias, backward=True)
+        cuda.run(out, [gradient], settings, backward=True)
+        return out
+    gradient, settings = mix_backward_reference(gradient, settings), settings.unmixed()
+    if gradient.device.type == "cpu" and native.serves([gradient], dtype, height, width):
+        native.run(out, [gradient], settings, backward=True)
         return out
     sums = sum_dtype(gradient.dtype, dtype)
-    return out.copy_(
-        resize_backward_reference(
-            gradient, height, width, *settings, interpolation, antialias, sums
-        )
-    )
+    return out.copy_(resize_backward_reference(gradient, height, width, settings, sums))
 
 
 @torch.library.custom_op("lowres_vision::resize_ragged", mutates_args=())
@@ -86,14 +85,14 @@ def resize_ragged_op(
     images: list[Tensor],
     height: int,
     width: int,
+    dtype: torch.dtype,
+    channels_last: bool,
     boxes: Tensor | None,
     flip: Tensor | None,
     gain: Tensor | None,
     bias: Tensor | None,
     interpolation: str,
     antialias: bool,
-    dtype: torch.dtype,
-    channels_last: bool,
     partner: Tensor | None,
     lam: Tensor | None,
     paste: Tensor | None,
@@ -101,8 +100,8 @@ def resize_ragged_op(
     """As ``resize``, of a list of ``(C, H, W)``."""
     shape = (len(images), images[0].shape[0], height, width)
     out = _empty(shape, dtype, channels_last, images[0])
-    settings = (boxes, flip, gain, bias, interpolation, antialias)
-    _fill(out, images, settings, (partner, lam, paste), ragged=True)
+    settings = Settings(boxes, flip, gain, bias, interpolation, antialias, partner, lam, paste)
+    _fill(out, images, settings, ragged=True)
     return out
 
 
@@ -122,8 +121,8 @@ def resize_out_op(
     paste: Tensor | None,
 ) -> None:
     """As ``resize`` of the one batch in ``images``, or where ``ragged`` of all, into ``out``."""
-    settings = (boxes, flip, gain, bias, interpolation, antialias)
-    _fill(out, images, settings, (partner, lam, paste), ragged=ragged)
+    settings = Settings(boxes, flip, gain, bias, interpolation, antialias, partner, lam, paste)
+    _fill(out, images, settings, ragged=ragged)
 
 
 def undispatched(images: Sequence[Tensor]) -> bool:
@@ -147,10 +146,9 @@ def resize_undispatched(
     images: Sequence[Tensor],
     height: int,
     width: int,
-    settings: Settings,
     dtype: torch.dtype,
     channels_last: bool,
-    mix: MixTensors,
+    settings: Settings,
     *,
     ragged: bool,
 ) -> Tensor:
@@ -159,21 +157,19 @@ def resize_undispatched(
         C = images[0].shape[-3]
         B = len(images) if ragged else images[0].shape[0]
         out = _empty((B, C, height, width), dtype, channels_last, images[0])
-    _fill(out, images, settings, mix, ragged=ragged)
+    _fill(out, images, settings, ragged=ragged)
     torch.autograd.graph.increment_version(out)
     return out
 
 
-def _fill(
-    out: Tensor, images: Sequence[Tensor], settings: Settings, mix: MixTensors, *, ragged: bool
-) -> None:
+def _fill(out: Tensor, images: Sequence[Tensor], settings: Settings, *, ragged: bool) -> None:
     height, width = out.shape[-2:]
     if out.device.type == "cpu" and native.serves(images, out.dtype, height, width):
-        native.run(out, images, *settings, *mix, ragged=ragged)
+        native.run(out, images, settings, ragged=ragged)
     elif cuda.serves(images, out.dtype, height, width, ragged=ragged) and cuda.works(out.device):
-        cuda.run(out, images, *settings, *mix)
+        cuda.run(out, images, settings)
     else:
-        out.copy_(compose(images, height, width, settings, mix, out.dtype, ragged=ragged))
+        out.copy_(compose(images, height, width, settings, out.dtype, ragged=ragged))
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, like: Tensor) -> Tensor:
@@ -184,22 +180,29 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, like
 
 
 @resize_op.register_fake
-def _(images: Tensor, height: int, width: int, *rest: Any) -> Tensor:
-    dtype, channels_last = rest[6], rest[7]
+def _(
+    images: Tensor, height: int, width: int, dtype: torch.dtype, channels_last: bool, *rest: Any
+) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (*images.shape[:2], height, width)
     return torch.empty(shape, dtype=dtype, device=images.device, memory_format=layout)
 
 
 @resize_backward_op.register_fake
-def _(gradient: Tensor, height: int, width: int, *rest: Any) -> Tensor:
+def _(gradient: Tensor, height: int, width: int, dtype: torch.dtype, *rest: Any) -> Tensor:
     shape = (*gradient.shape[:2], height, width)
-    return torch.empty(shape, dtype=rest[-1], device=gradient.device)
+    return torch.empty(shape, dtype=dtype, device=gradient.device)
 
 
 @resize_ragged_op.register_fake
-def _(images: list[Tensor], height: int, width: int, *rest: Any) -> Tensor:
-    dtype, channels_last = rest[6], rest[7]
+def _(
+    images: list[Tensor],
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    *rest: Any,
+) -> Tensor:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     shape = (len(images), images[0].shape[0], height, width)
     return torch.empty(shape, dtype=dtype, device=images[0].device, memory_format=layout)
@@ -211,46 +214,38 @@ def _(*arguments: Any) -> None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, _, _, boxes, flip, gain, _, interpolation, antialias, _, _, partner, lam, paste = inputs
-    ctx.save_for_backward(boxes, flip, gain, partner, lam, paste)
-    ctx.arguments = (*images.shape[-2:], interpolation, antialias, images.dtype)
+    images, settings = inputs[0], Settings(*inputs[5:])
+    ctx.save_for_backward(*_tensors(settings))
+    ctx.arguments = (*images.shape[-2:], images.dtype, settings.mode, settings.antialias)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    boxes, flip, gain, partner, lam, paste = ctx.saved_tensors
-    height, width, interpolation, antialias, dtype = ctx.arguments
-    if partner is not None:
-        wide = gradient.to(sum_dtype(gradient.dtype))  # shared partners add up
-        gradient = mix_backward_reference(wide, partner, lam, paste)
-    images = resize_backward_op(
-        gradient, height, width, boxes, flip, gain, interpolation, antialias, dtype
-    )
-    return (images, *[None] * 13)
+    boxes, flip, gain, *mix = ctx.saved_tensors
+    height, width, dtype, *filter_ = ctx.arguments
+    rest = (dtype, boxes, flip, gain, *filter_, *mix)
+    return (resize_backward_op(gradient, height, width, *rest), *[None] * 13)
 
 
 resize_op.register_autograd(_backward, setup_context=_save)
 
 
 def _save_ragged(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    images, _, _, boxes, flip, gain, _, interpolation, antialias, _, _, partner, lam, paste = inputs
-    ctx.save_for_backward(boxes, flip, gain, partner, lam, paste)
-    ctx.arguments = ([image.shape[-2:] for image in images], interpolation, antialias)
-    ctx.dtype = images[0].dtype
+    images, settings = inputs[0], Settings(*inputs[5:])
+    ctx.save_for_backward(*_tensors(settings))
+    ctx.sizes = [image.shape[-2:] for image in images]
+    ctx.arguments = (images[0].dtype, settings.mode, settings.antialias)
 
 
 def _backward_ragged(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    boxes, flip, gain, partner, lam, paste = ctx.saved_tensors
-    sizes, interpolation, antialias = ctx.arguments
-    if partner is not None:
-        wide = gradient.to(sum_dtype(gradient.dtype))
-        gradient = mix_backward_reference(wide, partner, lam, paste)
+    boxes, flip, gain, *mix = ctx.saved_tensors
+    dtype, *filter_ = ctx.arguments
+    settings = Settings(boxes, flip, gain, None, *filter_, *mix)
+    gradient = mix_backward_reference(gradient, settings)
     images = []
-    for index, size in enumerate(sizes):
-        own = slice(index, index + 1)
-        my_boxes = None if boxes is None else boxes[own]
-        my_flip = None if flip is None else flip[own]
-        arguments = (my_boxes, my_flip, gain, interpolation, antialias, ctx.dtype)
-        images.append(resize_backward_op(gradient[own], *size, *arguments)[0])
+    for index, size in enumerate(ctx.sizes):
+        mine = settings.of_image(index)
+        rest = (dtype, mine.boxes, mine.flip, gain, *filter_, None, None, None)
+        images.append(resize_backward_op(gradient[index : index + 1], *size, *rest)[0])
     return (images, *[None] * 13)
 
 
@@ -258,20 +253,43 @@ resize_ragged_op.register_autograd(_backward_ragged, setup_context=_save_ragged)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    gradient, _, _, boxes, flip, gain, interpolation, antialias, _ = inputs
-    ctx.save_for_backward(boxes, flip, gain)
-    ctx.arguments = (*gradient.shape[-2:], interpolation, antialias, gradient.dtype)
+    gradient, (boxes, flip, gain, mode, antialias, *mix) = inputs[0], inputs[4:]
+    ctx.save_for_backward(boxes, flip, gain, *mix)
+    ctx.arguments = (*gradient.shape[-2:], gradient.dtype, mode, antialias)
 
 
 def _double_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    boxes, flip, gain = ctx.saved_tensors
-    height, width, interpolation, antialias, dtype = ctx.arguments
-    settings = (boxes, flip, gain, None, interpolation, antialias)
-    result = resize_op(gradient, height, width, *settings, dtype, False, None, None, None)
-    return (result, *[None] * 8)
+    boxes, flip, gain, *mix = ctx.saved_tensors
+    height, width, dtype, *filter_ = ctx.arguments
+    rest = (dtype, False, boxes, flip, gain, None, *filter_, *mix)
+    return (resize_op(gradient, height, width, *rest), *[None] * 11)
 
 
 resize_backward_op.register_autograd(_double_backward, setup_context=_save_backward)
+
+
+def _tensors(settings: Settings) -> tuple[Tensor | None, ...]:
+    """Return what a gradient needs; a bias has none."""
+    boxes, flip, gain, _, _, _, *mix = settings
+    return boxes, flip, gain, *mix
+
+
+def _mapped(operation: Any, constants: slice, partner: int) -> Any:
+    """Return vmap's rule: one call on a batch of batches, which share ``constants``."""
+
+    def call(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        if any(dim is not None for dim in in_dims[constants]):
+            raise NotImplementedError("vmap over `mean` or `std` of the resize is not supported")
+        size = info.batch_size
+        folded = [_fold(size, *pair) for pair in zip(arguments, in_dims, strict=True)]
+        folded[constants] = arguments[constants]
+        B = folded[0].shape[0] // size
+        if folded[partner] is not None:  # partners stay within their own batch
+            offsets = torch.arange(size).repeat_interleave(B) * B
+            folded[partner] = folded[partner] + offsets.to(folded[partner])
+        return operation(*folded).unflatten(0, (size, B)), 0
+
+    return call
 
 
 def _fold(size: int, value: Any, dim: int | None) -> Any:
@@ -282,32 +300,5 @@ def _fold(size: int, value: Any, dim: int | None) -> Any:
     return mapped.flatten(0, 1)
 
 
-def _map_resize(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
-    size = info.batch_size
-    folded = [_fold(size, *pair) for pair in zip(arguments, in_dims, strict=True)]
-    folded[5:7] = arguments[5:7]  # gain and bias have no batch
-    _refuse_mapped(in_dims[5:7])
-    B = folded[0].shape[0] // size
-    if folded[11] is not None:  # partners stay within their own batch
-        folded[11] = folded[11] + torch.arange(size).repeat_interleave(B).to(folded[11]) * B
-    return resize_op(*folded).unflatten(0, (size, B)), 0
-
-
-def _map_backward(
-    info: Any, in_dims: tuple[int | None, ...], *arguments: Any
-) -> tuple[Tensor, int]:
-    size = info.batch_size
-    folded = [_fold(size, *pair) for pair in zip(arguments, in_dims, strict=True)]
-    folded[5] = arguments[5]
-    _refuse_mapped(in_dims[5:6])
-    B = folded[0].shape[0] // size
-    return resize_backward_op(*folded).unflatten(0, (size, B)), 0
-
-
-def _refuse_mapped(in_dims: tuple[int | None, ...]) -> None:
-    if any(dim is not None for dim in in_dims):
-        raise NotImplementedError("vmap over `mean` or `std` of the resize is not supported")
-
-
-resize_op.register_vmap(_map_resize)
-resize_backward_op.register_vmap(_map_backward)
+resize_op.register_vmap(_mapped(resize_op, slice(7, 9), partner=11))
+resize_backward_op.register_vmap(_mapped(resize_backward_op, slice(6, 7), partner=9))

@@ -5,29 +5,17 @@ devices without a kernel, in double precision, and in exported graphs.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from lowres_vision.ops._resize.settings import Settings
 from lowres_vision.ops._resize.taps import tap_matrix
-
-# boxes, flip, gain, bias, mode, antialias: the arguments that a whole call shares
-Settings = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, str, bool]
-# partner, lam, paste: the fields of a Mix, or three times None
-MixTensors = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def resize_reference(
-    images: Tensor,
-    height: int,
-    width: int,
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    mode: str,
-    antialias: bool,
-    dtype: torch.dtype,
+    images: Tensor, height: int, width: int, settings: Settings, dtype: torch.dtype
 ) -> Tensor:
     """Crop, flip, resize and normalise ``(B, C, H, W)`` images to ``(B, C, height, width)``.
 
@@ -39,48 +27,37 @@ def resize_reference(
         images: ``(B, C, H, W)`` uint8 or float.
         height: Output height.
         width: Output width.
-        boxes: ``(B, 4)`` top, left, height, width; None: the whole image.
-        flip: ``(B,)`` bool, mirror left and right; None: no.
-        gain: ``(C,)`` or None for 1.
-        bias: ``(C,)`` or None for 0.
-        mode: "bilinear" or "bicubic".
-        antialias: See :mod:`lowres_vision.ops._resize.taps`.
+        settings: What to do; mixing is left to :func:`mix_reference`.
         dtype: float32 or float64, in which the sums run and which the result has.
     """
-    H, W = images.shape[-2:]
-    x = _scaled(images.to(dtype), gain)
-    if bias is not None:
-        x = x + bias.to(dtype)[:, None, None]
-    if boxes is None:
-        x = _flipped(x, flip)  # the whole image's grid is symmetric
-    rows, columns = _matrices(H, W, height, width, boxes, flip, mode, antialias, x)
+    x = _scaled(images.to(dtype), settings.gain)
+    if settings.bias is not None:
+        x = x + settings.bias.to(dtype)[:, None, None]
+    if settings.boxes is None:
+        x = _flipped(x, settings.flip)  # the whole image's grid is symmetric
+    rows, columns = _matrices(images.shape[-2:], (height, width), settings, x)
     return _product(rows, x, columns.mT)
 
 
 def resize_backward_reference(
-    gradient: Tensor,
-    H: int,
-    W: int,
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    gain: Tensor | None,
-    mode: str,
-    antialias: bool,
-    dtype: torch.dtype,
+    gradient: Tensor, H: int, W: int, settings: Settings, dtype: torch.dtype
 ) -> Tensor:
     """Return the gradient of the images, ``gain * R^T gradient S``, ``(B, C, H, W)``.
 
-    Args are those of :func:`resize_reference`, with the images' size in place of the result's.
+    Args are those of :func:`resize_reference`, with the images' size in place of the result's;
+    mixing is left to :func:`mix_backward_reference`.
     """
-    height, width = gradient.shape[-2:]
-    g = _scaled(gradient.to(dtype), gain)
-    rows, columns = _matrices(H, W, height, width, boxes, flip, mode, antialias, g)
+    g = _scaled(gradient.to(dtype), settings.gain)
+    rows, columns = _matrices((H, W), gradient.shape[-2:], settings, g)
     result = _product(rows.mT, g, columns)
-    return _flipped(result, flip) if boxes is None else result
+    return _flipped(result, settings.flip) if settings.boxes is None else result
 
 
-def mix_reference(images: Tensor, partner: Tensor, lam: Tensor, paste: Tensor | None) -> Tensor:
+def mix_reference(images: Tensor, settings: Settings) -> Tensor:
     """Mix each of ``(B, C, H, W)`` images with its partner; see :class:`lowres_vision.ops.Mix`."""
+    partner, lam, paste = settings[-3:]
+    if partner is None or lam is None:
+        return images
     others = images[partner]  # (B, C, H, W)
     if paste is None:
         share = lam.to(images.dtype)[:, None, None, None]
@@ -88,10 +65,12 @@ def mix_reference(images: Tensor, partner: Tensor, lam: Tensor, paste: Tensor | 
     return torch.where(_inside(paste, images), others, images)
 
 
-def mix_backward_reference(
-    gradient: Tensor, partner: Tensor, lam: Tensor, paste: Tensor | None
-) -> Tensor:
+def mix_backward_reference(gradient: Tensor, settings: Settings) -> Tensor:
     """Return the gradient of :func:`mix_reference`'s images; partners may be shared."""
+    partner, lam, paste = settings[-3:]
+    if partner is None or lam is None:
+        return gradient
+    gradient = gradient.to(sum_dtype(gradient.dtype))  # parts add up
     if paste is None:
         share = lam.to(gradient.dtype)[:, None, None, None]
         own, others = share * gradient, (1 - share) * gradient
@@ -108,7 +87,6 @@ def compose(
     height: int,
     width: int,
     settings: Settings,
-    mix: MixTensors,
     dtype: torch.dtype,
     *,
     ragged: bool,
@@ -117,21 +95,14 @@ def compose(
 
     ``dtype`` is the one that the caller casts the result to.
     """
-    boxes, flip, gain, bias, mode, antialias = settings
-    shared = (gain, bias, mode, antialias)
     sums = sum_dtype(images[0].dtype, dtype)
-    results = []
-    for index, image in enumerate(images):
-        mine = slice(index, index + 1) if ragged else slice(None)
-        my_boxes = None if boxes is None else boxes[mine]
-        my_flip = None if flip is None else flip[mine]
-        batch = image[None] if ragged else image
-        results.append(resize_reference(batch, height, width, my_boxes, my_flip, *shared, sums))
-    result = torch.cat(results) if ragged else results[0]
-    partner, lam, paste = mix
-    if partner is None or lam is None:
-        return result
-    return mix_reference(result, partner, lam, paste)
+    if not ragged:
+        return mix_reference(resize_reference(images[0], height, width, settings, sums), settings)
+    results = [
+        resize_reference(image[None], height, width, settings.of_image(index), sums)
+        for index, image in enumerate(images)
+    ]
+    return mix_reference(torch.cat(results), settings)
 
 
 def exporting() -> bool:
@@ -145,30 +116,22 @@ def sum_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def _matrices(
-    H: int,
-    W: int,
-    height: int,
-    width: int,
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    mode: str,
-    antialias: bool,
-    like: Tensor,
+    source: Sequence[int], size: Sequence[int], settings: Settings, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return R and S in the dtype of ``like``: one pair for all, or ``(B, 1, ...)`` by box.
 
     Without boxes the flip is left to the caller: one pair then serves every image.
     """
-    if boxes is None:
+    (H, W), (height, width) = source, size
+    taps = partial(tap_matrix, mode=settings.mode, antialias=settings.antialias)
+    if settings.boxes is None:
         zero = torch.zeros((), dtype=torch.float64, device=like.device)
-        rows = tap_matrix(zero, zero + H, H, height, mode=mode, antialias=antialias)
-        columns = tap_matrix(zero, zero + W, W, width, mode=mode, antialias=antialias)
+        rows, columns = taps(zero, zero + H, H, height), taps(zero, zero + W, W, width)
         return rows.to(like.dtype), columns.to(like.dtype)  # (height, H), (width, W)
-    top, left, extent_y, extent_x = boxes.to(torch.float64).unbind(-1)  # (B,) each
-    rows = tap_matrix(top, extent_y, H, height, mode=mode, antialias=antialias)
-    columns = tap_matrix(left, extent_x, W, width, mode=mode, antialias=antialias)
-    if flip is not None:
-        columns = torch.where(flip[:, None, None], columns.flip(-2), columns)
+    top, left, extent_y, extent_x = settings.boxes.to(torch.float64).unbind(-1)  # (B,) each
+    rows, columns = taps(top, extent_y, H, height), taps(left, extent_x, W, width)
+    if settings.flip is not None:
+        columns = torch.where(settings.flip[:, None, None], columns.flip(-2), columns)
     # (B, 1, height, H), (B, 1, width, W)
     return rows.to(like.dtype)[:, None], columns.to(like.dtype)[:, None]
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowres_vision.ops._resize import native
+from lowres_vision.ops._resize import cuda, native
 from lowres_vision.ops._resize.pool import output_pool
+from lowres_vision.ops._resize.settings import Settings
 from lowres_vision.ops._resize.taps import tap_matrix
 
 _ONE = 1 << 22  # a weight of 1; Pillow's PRECISION_BITS
@@ -23,9 +24,7 @@ def resize_uint8(
     images: Sequence[Tensor],
     height: int,
     width: int,
-    boxes: Tensor | None,
-    flip: Tensor | None,
-    mode: str,
+    settings: Settings,
     *,
     ragged: bool,
     kernels: bool,
@@ -35,14 +34,14 @@ def resize_uint8(
     ``kernels`` allows others than the reference to do the work.
     """
     operation = resize_uint8_op if kernels else resize_uint8_reference
+    size = (height, width)
+    if not ragged:
+        return operation(images[0], *size, settings.boxes, settings.flip, settings.mode)
     results = []
     for index, image in enumerate(images):
-        mine = slice(index, index + 1) if ragged else slice(None)
-        my_boxes = None if boxes is None else boxes[mine]
-        my_flip = None if flip is None else flip[mine]
-        batch = image[None] if ragged else image
-        results.append(operation(batch, height, width, my_boxes, my_flip, mode))
-    return torch.cat(results) if ragged else results[0]
+        boxes, flip, *_ = settings.of_image(index)
+        results.append(operation(image[None], *size, boxes, flip, settings.mode))
+    return torch.cat(results)
 
 
 def resize_uint8_reference(
@@ -75,13 +74,18 @@ def resize_uint8_op(
     flip: Tensor | None,
     interpolation: str,
 ) -> Tensor:
-    """Return :func:`resize_uint8_reference` from the C kernel, where that can serve."""
-    on_cpu = images.device.type == "cpu"
-    if not (on_cpu and native.serves([images], torch.uint8, height, width)):
-        return resize_uint8_reference(images, height, width, boxes, flip, interpolation)
-    out = output_pool.empty((*images.shape[:2], height, width), torch.uint8, channels_last=False)
-    native.run(out, [images], boxes, flip, None, None, interpolation, True)
-    return out
+    """Return :func:`resize_uint8_reference` from a kernel, where one can serve."""
+    settings = Settings(boxes, flip, mode=interpolation)
+    shape = (*images.shape[:2], height, width)
+    if images.device.type == "cpu" and native.serves([images], torch.uint8, height, width):
+        out = output_pool.empty(shape, torch.uint8, channels_last=False)
+        native.run(out, [images], settings)
+        return out
+    if cuda.serves([images], torch.uint8, height, width) and cuda.works(images.device):
+        out = images.new_empty(shape)
+        cuda.run(out, [images], settings)
+        return out
+    return resize_uint8_reference(images, height, width, boxes, flip, interpolation)
 
 
 def _fixed(weights: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ def tap_kernel(
 
     ``starts`` ``(boxes, size + 1)`` int32 gets the first pixel that each output pixel reads, and
     behind them the last pixel of the box; ``weights`` ``(boxes, size, K)`` float32 the weights of
-    that pixel and the following, 0 beyond the box. Float64 within: at 512 pixels a float32
-    coordinate is off by 3e-5. Program: a box, a block of output pixels.
+    that pixel and the following, 0 beyond the box, or int32 as whole multiples of ``2**-22``.
+    Float64 within: at 512 pixels a float32 coordinate is off by 3e-5. Program: a box, a block of
+    output pixels.
     """
     box = tl.program_id(0).to(tl.int64)
     outputs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -54,14 +55,18 @@ def tap_kernel(
     tl.store(starts + box * (size + 1) + size, last)
     weights += box * K * size
     if ANTIALIAS:
+        inverse = 1 / stretch
         total = tl.zeros((BLOCK,), tl.float64)
         for k in range(K):
-            weight = _filter((reads + k + 0.5 - centres) / stretch, CUBIC, -0.5)
+            weight = _filter((reads + k + 0.5 - centres) * inverse, CUBIC, -0.5)
             total += tl.where(reads + k <= last, weight, 0.0)
         for k in range(K):
-            weight = _filter((reads + k + 0.5 - centres) / stretch, CUBIC, -0.5)
+            weight = _filter((reads + k + 0.5 - centres) * inverse, CUBIC, -0.5)
             weight = tl.where(reads + k <= last, weight / total, 0.0)
-            tl.store(weights + outputs * K + k, weight.to(tl.float32), mask=valid)
+            if weights.dtype.element_ty == tl.int32:  # half away from zero, as Pillow does
+                weight = weight * (1 << 22)
+                weight += tl.where(weight < 0, -0.5, 0.5)
+            tl.store(weights + outputs * K + k, weight.to(weights.dtype.element_ty), mask=valid)
     else:
         for k in range(K):
             total = tl.zeros((BLOCK,), tl.float64)
