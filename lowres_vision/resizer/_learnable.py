@@ -3,8 +3,8 @@
 Learning to Resize Images for Computer Vision Tasks, ICCV 2021, https://arxiv.org/abs/2103.09950.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowres_vision._checks import check_range, check_size
 from lowres_vision.attention import CBAM
-
-_SLOPE = 0.2  # of every LeakyReLU
+from lowres_vision.resizer._recompute import SLOPE, can_refine, refine, scratch_buffers
 
 
 class LearnableResizer(nn.Module):
@@ -36,8 +35,9 @@ class LearnableResizer(nn.Module):
     Up-scaling costs time and memory at the output's size: seven activations of
     ``channels * height * width`` are kept for the backward pass, 23 MB an image at 224 x 224.
     ``checkpoint=True`` keeps those at the input's size alone, 0.2 MB an image from 32 x 32, and
-    computes the others again in the backward pass. Outputs and gradients are the same, to the bit
-    where the device is deterministic, and the running statistics move once.
+    computes the others again in the backward pass. Outputs and gradients are the same but for
+    rounding, and the running statistics move once. On the CPU and without ``attention`` a step
+    takes no longer for it, for it goes through the batch a few images at a time.
 
     On the CPU the layers work in ``torch.channels_last`` memory format, whatever that of ``x``
     and of the weights; the output has the format of ``x``.
@@ -89,9 +89,9 @@ class LearnableResizer(nn.Module):
         self.checkpoint = checkpoint
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, channels, 7, padding=3),
-            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
             nn.Conv2d(channels, channels, 1),
-            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
             nn.BatchNorm2d(channels),
         )
         self.blocks = nn.Sequential(*(_Block(channels, attention) for _ in range(blocks)))
@@ -132,12 +132,14 @@ class LearnableResizer(nn.Module):
             return self._refine(u)
         if torch.compiler.is_compiling():  # the compiler itself lets statistics move once
             return checkpoint(self._refine, u, use_reentrant=False, preserve_rng_state=False)
+        if can_refine(self, u):
+            return refine(self, u)
         return checkpoint(
             self._refine,
             u,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), _scratch_buffers(self)),
+            context_fn=lambda: (nullcontext(), scratch_buffers(self)),
         )
 
     def _refine(self, u: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class _Block(nn.Module):
         layers = [
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.LeakyReLU(_SLOPE, inplace=True),
+            nn.LeakyReLU(SLOPE, inplace=True),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
         ]
@@ -188,23 +190,18 @@ class _Conv7x7(nn.Conv2d):
         super().__init__(in_channels, out_channels, 7, padding=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.shape[2] % 2 or x.shape[3] % 2:
-            return super().forward(x)
         assert self.bias is not None
-        frames = [F.pad(self.weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)]
-        weight = torch.stack(frames, dim=1).flatten(0, 1)  # (4 * out_channels, in_channels, 8, 8)
-        bias = self.bias.repeat_interleave(4)
-        return F.pixel_shuffle(F.conv2d(x, weight, bias, stride=2, padding=3), 2)
+        if x.device.type != "cpu":
+            return super().forward(x)
+        weight, bias, block = self.kernel(self.weight, self.bias, x.shape[2:])
+        y = F.conv2d(x, weight, bias, stride=block, padding=3)
+        return F.pixel_shuffle(y, block) if block > 1 else y
 
-
-@contextmanager
-def _scratch_buffers(module: nn.Module) -> Iterator[None]:
-    """Within, the module counts its batch statistics into copies, which are then thrown away."""
-    kept = [(m, name, b) for m in module.modules() for name, b in m.named_buffers(recurse=False)]
-    for owner, name, buffer in kept:
-        setattr(owner, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for owner, name, buffer in kept:
-            setattr(owner, name, buffer)
+    @staticmethod
+    def kernel(weight: Tensor, bias: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor, int]:
+        """Return the weights to convolve with, and the side of the blocks that they make."""
+        if size[0] % 2 or size[1] % 2:
+            return weight, bias, 1
+        frames = [F.pad(weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)]
+        # (4 * out_channels, in_channels, 8, 8), (4 * out_channels,)
+        return torch.stack(frames, dim=1).flatten(0, 1), bias.repeat_interleave(4), 2
