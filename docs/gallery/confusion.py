@@ -3,9 +3,9 @@ Mistakes and resolution
 =======================
 
 A small network is trained at 32 px for some seconds, on grey images, so that only the direction of
-the stripes tells the classes apart. Its confusion matrix on images that it has not seen, and its
-accuracy when they were stored at other sizes: the number in the legend is
-``resolution_robustness``.
+the stripes tells the classes apart. Its confusion matrix on images that it has not seen, those of
+them that it finds hardest, and its accuracy when they were stored at other sizes: the number in the
+legend is ``resolution_robustness``.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from lowres_vision.data import Manifest, MultiResolutionDataset, collate, make_t
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.models import LowResClassifier
 from lowres_vision.ops import resize
-from lowres_vision.plots import confusion_matrix, resolution_curve
+from lowres_vision.plots import confusion_matrix, prediction_grid, resolution_curve
 
 counts = {"train": 60, "test": 20}
 folder = make_toy_folders(tempfile.mkdtemp(), classes=4, per_class=counts, size=64)
@@ -41,15 +41,22 @@ for _ in range(100):
 
 @torch.inference_mode()
 def predict(side: int) -> torch.Tensor:
-    """Return predictions for test images that were stored at ``side`` pixels."""
+    """Return probabilities for test images that were stored at ``side`` pixels."""
     seen = resize(test.images, side, rounding="uint8", dtype=torch.uint8)
-    return model.eval()(resize(seen, 32, mean=model.mean, std=model.std)).argmax(1)
+    return model.eval()(resize(seen, 32, mean=model.mean, std=model.std)).softmax(1)
 
 
-figure = confusion_matrix(test.targets, predict(32), splits["train"].classes)
+found, classes = predict(32), splits["train"].classes
+figure = confusion_matrix(test.targets, found, classes)
+
+# %%
+# The probability of the true class is lowest for these. A dashed frame is a wrong prediction.
+
+hardest = found.gather(1, test.targets[:, None])[:, 0].argsort()[:12]
+grid = prediction_grid(test.images[hardest], found[hardest], classes, targets=test.targets[hardest])
 
 # %%
 
 sides = (8, 12, 16, 24, 32, 48, 64)
-scores = [(predict(side) == test.targets).float().mean().item() for side in sides]
+scores = [(predict(side).argmax(1) == test.targets).float().mean().item() for side in sides]
 curve = resolution_curve(sides, {"trained at 32 px": scores}, chance=1 / 4)
