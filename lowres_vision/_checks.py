@@ -17,7 +17,7 @@ def check_size(name: str, size: object) -> tuple[int, int]:
     """
     pair = (size, size) if isinstance(size, int) else size
     if not (
-        isinstance(pair, tuple | list)
+        isinstance(pair, (tuple, list))  # torch.compile of torch 2.8 knows no union of types
         and len(pair) == 2
         and all(isinstance(side, int) and not isinstance(side, bool) for side in pair)
     ):

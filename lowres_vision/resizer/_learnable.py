@@ -128,7 +128,8 @@ class LearnableResizer(nn.Module):
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         u = self.stem(x)  # (B, channels, H, W)
-        if not self.checkpoint or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        exporting = torch.compiler._is_exporting_flag  # is_exporting() errs up to torch 2.11
+        if not self.checkpoint or not torch.is_grad_enabled() or exporting:
             return self._refine(u)
         if torch.compiler.is_compiling():  # the compiler itself lets statistics move once
             return checkpoint(self._refine, u, use_reentrant=False, preserve_rng_state=False)

@@ -55,7 +55,7 @@ def resize_backward_reference(
 
 def mix_reference(images: Tensor, settings: Settings) -> Tensor:
     """Mix each of ``(B, C, H, W)`` images with its partner; see :class:`lowres_vision.ops.Mix`."""
-    partner, lam, paste = settings[-3:]
+    partner, lam, paste = settings.partner, settings.lam, settings.paste
     if partner is None or lam is None:
         return images
     others = images[partner]  # (B, C, H, W)
@@ -67,7 +67,7 @@ def mix_reference(images: Tensor, settings: Settings) -> Tensor:
 
 def mix_backward_reference(gradient: Tensor, settings: Settings) -> Tensor:
     """Return the gradient of :func:`mix_reference`'s images; partners may be shared."""
-    partner, lam, paste = settings[-3:]
+    partner, lam, paste = settings.partner, settings.lam, settings.paste
     if partner is None or lam is None:
         return gradient
     gradient = gradient.to(sum_dtype(gradient.dtype))  # parts add up
@@ -107,7 +107,8 @@ def compose(
 
 def exporting() -> bool:
     """Whether a graph is being written that should hold what every runtime knows."""
-    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    # Up to torch 2.11, is_exporting() is true in all that torch.compile traces.
+    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None
 
 
 def sum_dtype(*dtypes: torch.dtype) -> torch.dtype:

@@ -39,8 +39,8 @@ def resize_uint8(
         return operation(images[0], *size, settings.boxes, settings.flip, settings.mode)
     results = []
     for index, image in enumerate(images):
-        boxes, flip, *_ = settings.of_image(index)
-        results.append(operation(image[None], *size, boxes, flip, settings.mode))
+        mine = settings.of_image(index)
+        results.append(operation(image[None], *size, mine.boxes, mine.flip, mine.mode))
     return torch.cat(results)
 
 
