@@ -29,6 +29,7 @@ OPTIONAL = [
 PARTS = sorted(part.name for part in pkgutil.iter_modules([str(PACKAGE)]))
 PUBLIC = [name for name in PARTS if not name.startswith("_")]
 NEEDS_EXTRA = {"plots", "training"}
+SLOW = {"export", "models", "training"}  # with timm: 2 to 4 s
 
 
 def imported_parts(file: Path) -> set[str]:
@@ -91,6 +92,14 @@ def run_fresh(code: str) -> str:
 
 def test_importing_the_package_loads_nothing_else() -> None:
     code = "import sys, lowres_vision; print(*[m for m in ('torch', 'numpy') if m in sys.modules])"
+    assert run_fresh(code) == ""
+
+
+def test_parts_without_timm_load_quickly() -> None:
+    """torch's compiler takes two seconds to import, and timm and torchvision bring it along."""
+    imports = "; ".join(f"import lowres_vision.{part}" for part in PUBLIC if part not in SLOW)
+    slow = "('torch._dynamo', 'torchvision', 'timm', 'sympy', 'scipy', 'huggingface_hub')"
+    code = f"import sys, torch; {imports}; print(*[m for m in {slow} if m in sys.modules])"
     assert run_fresh(code) == ""
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,6 +31,8 @@ def vgg19_layers() -> dict[str, str]:
 
 def vgg19(checkpoint_path: str | os.PathLike[str] | None) -> nn.Module:
     """Return VGG-19's convolutions with ImageNet weights of torchvision, or of a file."""
+    import torchvision  # which imports torch's compiler, for 2 s
+
     if checkpoint_path is None:
         try:
             weights = torchvision.models.VGG19_Weights.IMAGENET1K_V1

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from lowres_vision._checks import check_range, check_size
 
@@ -45,6 +44,7 @@ class Seeded:
             CPU generators of PyTorch, ``random`` or NumPy.
 
     Example:
+        >>> from torchvision.transforms import v2
         >>> transform = Seeded(v2.RandAugment())
         >>> image = torch.arange(192, dtype=torch.uint8).reshape(3, 8, 8)
         >>> first, again = (
@@ -113,6 +113,8 @@ def painters_augmentation(size: int | tuple[int, int] = 260, *, p: float = 0.5) 
         >>> painters_augmentation(32)(image).shape
         torch.Size([3, 32, 32])
     """
+    from torchvision.transforms import v2  # which imports torch's compiler, for 2 s
+
     height, width = check_size("size", size)
     check_range("p", p, 0.0, 1.0)
     return Seeded(
