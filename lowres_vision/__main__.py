@@ -63,10 +63,19 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         if options.model is not None:
             from lowres_vision.models import LowResClassifier
 
-            mean, std = options.mean, options.std
-            findings += _doctor.weights(options.model, mean=mean, std=std)
-            model = LowResClassifier(options.model, 2, image_size=options.size)
-            findings += _doctor.unread_pixels(model, model.image_size)
+            try:
+                model = LowResClassifier(options.model, 2, image_size=options.size)
+                findings += _doctor.unread_pixels(model, model.image_size)
+            except ValueError as error:
+                if "unread" not in str(error):  # else it is what is looked for
+                    raise
+                findings.append(_doctor.Finding("fault", f"{options.model}: {error}"))
+            findings += _doctor.weights(options.model, mean=options.mean, std=options.std)
+        if options.predictor is not None:
+            from lowres_vision.export import Predictor
+
+            for part in Predictor.load(options.predictor).vote.models:
+                findings += _doctor.member(part)
         if options.csv is not None:
             from lowres_vision.data import Manifest, MultiResolutionDataset
 
@@ -75,6 +84,11 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             first = [dataset[index] for index in range(len(dataset))]
             findings += _doctor.images([sample[0] for sample in first])
             findings.append(_doctor.Finding("note", f"{options.csv}: {len(manifest)} rows"))
+        if options.batch is not None:
+            import numpy as np
+            import torch
+
+            findings += _doctor.images(torch.from_numpy(np.load(options.batch)))
         for finding in findings:
             print(f"{finding.level}: {finding.words}")
         if any(finding.level == "fault" for finding in findings):
@@ -83,15 +97,19 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = commands.add_parser(
         "doctor",
         help="look for damage that says nothing",
-        description="Print versions, what resizes here and what extras lack; with a model, pixels "
-        "that it never reads and a normalisation that is not its weights'; with a CSV, images "
-        "that were damaged on their way. Ends with code 1 if there is a fault.",
+        description="Print versions, what resizes here and what extras lack; with a model, or "
+        "a saved predictor, the licence of its weights, pixels that it never reads and a "
+        "normalisation that is not its weights'; with a CSV, or a batch of your own loader, images "
+        "that were damaged on their way: floats cast to uint8, scaled twice or not at all. Ends "
+        "with code 1 if there is a fault.",
     )
     parser.add_argument("--model", help="name of a timm model")
     parser.add_argument("--size", type=int, help="side of the images that reach the model")
     parser.add_argument("--mean", type=float, nargs="+", help="in [0, 1] units")
     parser.add_argument("--std", type=float, nargs="+", help="in [0, 1] units")
+    parser.add_argument("--predictor", type=Path, help="file that Predictor.save wrote")
     parser.add_argument("--csv", type=Path, help="CSV of images, of which the first 64 are read")
+    parser.add_argument("--batch", type=Path, help="images (B, C, H, W), written by numpy.save")
     parser.set_defaults(run=run)
 
 

@@ -14,9 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from lowres_vision._modes import evaluation_mode
+from lowres_vision.models import LowResClassifier
 from lowres_vision.ops import resize_implementation
 
-_PACKAGES = ("lowres-vision", "torch", "torchvision", "timm", "numpy", "pillow", "einops")
+_PACKAGES = (
+    "lowres-vision",
+    "torch",
+    "torchvision",
+    "timm",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "einops",
+)
 _EXTRAS = {
     "train": ("lightning", "sklearn", "torchmetrics", "tyro", "rich"),
     "plot": ("matplotlib",),
@@ -76,13 +86,31 @@ def weights(
     for what, given, expected in (("mean", mean, config.mean), ("std", std, config.std)):
         if given is None:
             continue
-        gap = max(abs(a - b) for a, b in zip(given, expected, strict=True))
-        if gap > _FAR:
+        fits = len(given) == len(expected)
+        if not fits or max(abs(a - b) for a, b in zip(given, expected, strict=True)) > _FAR:
             yield Finding(
                 "fault",
                 f"{name}: `{what}` is {tuple(given)}, its weights were trained with "
                 f"{tuple(expected)}; use theirs (LowResClassifier.{what})",
             )
+
+
+def member(model: nn.Module) -> list[Finding]:
+    """Check a trained model as a predictor holds it: weights' licence, normalisation, pixels read.
+
+    Args:
+        model: With a :class:`~lowres_vision.models.LowResClassifier` in it, as a rule behind a
+            Module that normalises.
+    """
+    found = []
+    read = next((part for part in model.children() if hasattr(part, "mean")), None)
+    for part in model.modules():
+        if isinstance(part, LowResClassifier):
+            mean, std = getattr(read, "mean", None), getattr(read, "std", None)
+            found += weights(part.backbone_name, mean=mean, std=std)
+            channels = int(part.timm_args.get("in_chans", 3))
+            found += unread_pixels(part, part.image_size, channels=channels)
+    return found
 
 
 def unread_pixels(model: nn.Module, size: tuple[int, int], *, channels: int = 3) -> list[Finding]:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -11,6 +12,10 @@ from torch import nn
 
 from lowres_vision import _doctor
 from lowres_vision.__main__ import main
+from lowres_vision.export import Predictor, TrainedModel
+from lowres_vision.losses import CrossEntropyLoss
+from lowres_vision.models import LowResClassifier
+from lowres_vision.resizer import Resize
 
 
 def levels(findings: object) -> list[str]:
@@ -54,6 +59,7 @@ def test_wrong_normalisation_names_the_right_one() -> None:
     assert levels(_doctor.weights("resnet18", mean=half, std=half)) == ["note", "fault", "fault"]
     right = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
     assert levels(_doctor.weights("resnet18", **right)) == ["note"]
+    assert levels(_doctor.weights("resnet18", mean=(0.485,))) == ["note", "fault"]
     found = [*_doctor.weights("resnet18", mean=half)]
     assert "(0.485, 0.456, 0.406)" in found[1].words
 
@@ -91,6 +97,57 @@ def test_the_command_tells_of_a_model(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_command_on_sound_images(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--csv", str(toy / "train.csv")])
     assert "36 rows" in capsys.readouterr().out
+
+
+def test_the_command_tells_of_pixels_that_the_model_refuses(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--model", "vit_small_patch14_dinov2.lvd142m", "--size", "64"])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "fault: vit_small_patch14_dinov2.lvd142m: `image_size` (64, 64) leaves 23.4%" in printed
+    assert "licence of the weights apache-2.0" in printed
+    assert "ops.resize on the CPU" in printed
+
+
+def test_an_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--model", "resnet81"])
+    assert ended.value.code == 2
+    assert "must be the name of a timm model, got 'resnet81' (near ones: " in capsys.readouterr().err
+
+
+def test_the_command_looks_into_a_predictor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    std = (0.229, 0.224, 0.225)
+    model = LowResClassifier("test_resnet.r160_in1k", 2, image_size=32)
+    read = Resize(32, mean=model.mean, std=std)
+    Predictor([TrainedModel(model, CrossEntropyLoss(), read)], classes=("a", "b")).save(
+        tmp_path / "p.safetensors"
+    )
+    arguments = ["doctor", "--predictor", str(tmp_path / "p.safetensors")]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    printed = capsys.readouterr().out
+    assert f"fault: test_resnet.r160_in1k: `std` is {std}" in printed
+    assert "`mean` is" not in printed
+    assert "licence of the weights apache-2.0" in printed
+
+
+def test_the_command_finds_floats_that_a_collator_cast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    floats = np.random.default_rng(0).random((4, 3, 8, 8))
+    np.save(tmp_path / "batch.npy", floats.round().astype(np.uint8))
+    with pytest.raises(SystemExit):
+        main(["doctor", "--batch", str(tmp_path / "batch.npy")])
+    assert "fault: uint8 images hold 0 and 1 only: floats in [0, 1] were cast" in (
+        capsys.readouterr().out
+    )
+    np.save(tmp_path / "batch.npy", (255 * floats).round().astype(np.uint8))
+    main(["doctor", "--batch", str(tmp_path / "batch.npy")])
 
 
 def test_it_runs_as_a_module() -> None:
