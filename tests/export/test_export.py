@@ -7,14 +7,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from lowres_vision.augment import BatchTransform
 from lowres_vision.ensemble import Temperature
 from lowres_vision.export import Predictor, TrainedModel, export_onnx, export_program
 from lowres_vision.losses import ArcFaceLoss, CrossEntropyLoss
 from lowres_vision.models import LowResClassifier
-from lowres_vision.resizer import LearnableResizer
+from lowres_vision.resizer import LearnableResizer, Resize
 
 CLASSES = ("heron", "owl", "rail")
 HALF = (0.5, 0.5, 0.5)
@@ -83,12 +85,63 @@ def test_onnx_file_names_its_classes(predictor: Predictor, tmp_path: Path) -> No
     assert set(about["versions"]) >= {"torch", "onnxruntime", "lowres-vision"}
 
 
+def test_onnx_file_holds_no_paths_of_the_machine_it_was_made_on(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    export_onnx(predictor, tmp_path / "p.onnx", images(2))
+    content = (tmp_path / "p.onnx").read_bytes()
+    assert b"classes" in content
+    assert b"Traceback" not in content
+    assert b".py" not in content
+    assert str(Path(torch.__file__).parent).encode() not in content
+
+
+def test_a_view_is_a_second_output(predictor: Predictor, tmp_path: Path) -> None:
+    export_onnx(predictor, tmp_path / "p.onnx", images(4), dynamic_size=True, view=Resize(24))
+    session = onnxruntime.InferenceSession(tmp_path / "p.onnx")
+    batch = images(3, 20, 90)
+    outputs, views = session.run(["outputs", "views"], {"images": batch.numpy()})
+    pillow = torch.stack(
+        [
+            pil_to_tensor(to_pil_image(image).resize((24, 24), Image.Resampling.BILINEAR))
+            for image in batch
+        ]
+    )
+    assert float((torch.from_numpy(views) * 255 - pillow).abs().max()) < 1.5  # Pillow rounds twice
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(outputs), predictor(batch), rtol=0, atol=1e-5)
+
+
+class _Drift(nn.Module):
+    """A view that is another one outside an exported graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 255 if torch.compiler.is_exporting() else x / 255 + 1
+
+
+def test_a_view_that_differs_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"`view` differs from the Module by up to 1 .*nothing"
+    ):
+        export_onnx(predictor, tmp_path / "p.onnx", images(2), view=_Drift())
+    assert not list(tmp_path.iterdir())
+
+
 def test_program_on_other_batches(predictor: Predictor, tmp_path: Path) -> None:
     export_program(predictor, tmp_path / "p.pt2", images(4), dynamic_size=True)
     program = torch.export.load(tmp_path / "p.pt2").module()
     for batch in (images(1), images(6, 64, 30)):
         with torch.no_grad():
             torch.testing.assert_close(program(batch), predictor(batch), rtol=0, atol=1e-6)
+
+
+def test_program_keeps_channels_last_weights_without_a_warning(tmp_path: Path) -> None:
+    model = LowResClassifier("test_resnet", 3, image_size=32).to(memory_format=torch.channels_last)
+    export_program(model, tmp_path / "p.pt2", torch.rand(2, 3, 32, 32))
+    loaded = torch.export.load(tmp_path / "p.pt2").state_dict
+    weight = model.backbone.layer1[0].conv2.weight
+    assert loaded["backbone.layer1.0.conv2.weight"].stride() == weight.stride()
+    assert torch.equal(loaded["backbone.layer1.0.conv2.weight"], weight)
 
 
 def test_mode_and_gradients_are_left_as_they_were(tmp_path: Path) -> None:
