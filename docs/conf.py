@@ -25,6 +25,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "gallery"]
+html_extra_path = ["extra"]  # the page that runs a model in the browser
 suppress_warnings = ["config.cache"]  # sphinx_gallery_conf holds a function
 html_theme = "furo"
 html_title = "lowres-vision"
