@@ -41,8 +41,7 @@ from lowres_vision.ensemble import soft_vote, write_submission
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
 from lowres_vision.models import LowResClassifier
-from lowres_vision.plots import learning_curves
-from lowres_vision.training import Classifier, CrossValidation, cross_validate
+from lowres_vision.training import Classifier, CrossValidation, cross_validate, write_report
 
 VARIANTS = {  # name: training source, size that images pass through, the source's accuracy
     "64": ("low", None, ".8415/.8508"),
@@ -61,8 +60,8 @@ class Settings:
     variant: Literal["64", "256to64", "64to256", "64to224"] = "64"
     table: bool = False  # every variant, with the source's figures beside ours
     train_on: Literal["low", "high", "both"] | None = None  # default: as the setting says
-    backbone: str = "beit_base_patch16_224.in22k_ft_in22k"
-    timm_args: dict[str, int | str] = dataclasses.field(default_factory=dict)
+    backbone: str = "beit_base_patch16_224.in22k_ft_in22k"  # any of timm's
+    timm_args: dict[str, int | str] = dataclasses.field(default_factory=dict)  # NAME VALUE ...
     pretrained: bool = True
     checkpoint_path: Path | None = None  # weights file; default: fetched by timm
     image_size: int = 224
@@ -92,7 +91,7 @@ QUICK = {
 
 
 def run(settings: Settings, train: Manifest, test: Manifest) -> CrossValidation:
-    """Train and predict one variant; leave its submission and learning curves in `out`."""
+    """Train and predict one variant; leave its submission, report and pictures in `out`."""
     source, via, _ = VARIANTS[settings.variant]
 
     def build() -> Classifier:
@@ -143,7 +142,7 @@ def run(settings: Settings, train: Manifest, test: Manifest) -> CrossValidation:
         classes=train.classes,
         sample=settings.data / "sample_submission.csv",
     )
-    learning_curves(settings.out, settings.out / "learning_curves.png")
+    write_report(settings.out, manifest=train, test=test, pictures=settings.out)
     return result
 
 
