@@ -5,13 +5,21 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 def write_result(
-    path: Path | None, script: str, *, results: Any, packages: Sequence[str] = (), **about: Any
+    path: Path | None,
+    script: str,
+    *,
+    results: Any,
+    packages: Sequence[str] = (),
+    kind: str = "cpu",
+    **about: Any,
 ) -> None:
     """Write ``results`` with their circumstances to ``path``, or nothing if it is None.
 
@@ -20,6 +28,7 @@ def write_result(
         script: ``__file__`` of the benchmark.
         results: The numbers.
         packages: Distributions whose versions count, beside torch.
+        kind: Of device, "cpu" or "cuda".
         about: Columns, seeds, threads, rounds and other settings, in this order.
     """
     if path is None:
@@ -27,17 +36,27 @@ def write_result(
     report = {
         "command": f"benchmarks/{Path(script).name}",
         **about,
-        "device": device(),
+        "device": device(kind),
         "cores": os.cpu_count(),
         "commit": commit(),
-        "versions": {name: version(name) for name in ("torch", *packages)},
+        "versions": {name: installed(name) for name in ("torch", *packages)},
         "results": results,
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def device() -> str:
-    """Return the processor in words, as far as the system tells."""
+def installed(package: str) -> str | None:
+    """Return a package's version, or None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def device(kind: str = "cpu") -> str:
+    """Return the processor, or the GPU, in words, as far as the system tells."""
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
     return f"{platform.machine()} {platform.processor()} CPU".replace("  ", " ")
 
 

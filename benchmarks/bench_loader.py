@@ -1,6 +1,7 @@
 """Time augmented batches: 64 px images to 224 px, random crop, flip, normalised float32.
 
     python benchmarks/bench_loader.py --batch-sizes 64 256 --output loader.json
+    python benchmarks/bench_loader.py --device cuda --batch-sizes 256 --output loader_cuda.json
 
 Every candidate gets the images already decoded, in its own most convenient form: uint8 memory, PIL
 images in memory for timm, raw pixels in tar files for webdataset. The crop is torchvision's
@@ -17,6 +18,9 @@ loader's workers, takes as many batches as they read ahead and two more, times a
 batches, and stops the workers, so that none is at work in another's turn or before the clock
 starts. Reported are quartiles of images per second, and the median over rounds of ours, resident,
 over the candidate: above 1, ours is faster.
+
+With ``--device cuda`` the images of ours, resident, lie on the GPU and are cropped there, ours from
+the cache are cropped there, and all others' batches are sent there when they are finished.
 """
 
 import argparse
@@ -28,13 +32,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _results import commit, device
+from _results import commit, device, installed
 from PIL import Image
 from timm.data import create_loader
 from torch import Tensor
@@ -79,10 +82,10 @@ def first_fields(loader: Iterable[Any], workers: int) -> Candidate:
     return Candidate(lambda: (batch[0] for batch in loader), 2 * workers)
 
 
-def ours(dataset: MultiResolutionDataset, batch: int) -> dict[str, Candidate]:
+def ours(dataset: MultiResolutionDataset, batch: int, target: str) -> dict[str, Candidate]:
     """Return our loaders: images in memory, and from the cache through a DataLoader."""
     transform = BatchTransform(SIZE, mean=MEAN, std=STD).train()
-    resident = ResidentLoader(dataset, batch_size=batch, shuffle=True)
+    resident = ResidentLoader(dataset, batch_size=batch, shuffle=True, device=target)
     count = len(dataset) // batch * batch
 
     def epochs() -> Iterator[Tensor]:
@@ -96,7 +99,7 @@ def ours(dataset: MultiResolutionDataset, batch: int) -> dict[str, Candidate]:
         batches = DataLoader(
             dataset, batch, sampler=sampler, num_workers=workers, collate_fn=collate
         )
-        return Candidate(lambda: (transform(images) for images, *_ in batches), 2 * workers)
+        return Candidate(lambda: (transform(x.to(target)) for x, *_ in batches), 2 * workers)
 
     cached = {f"ours, cache, {workers} workers": loader(workers) for workers in (0, 2)}
     return {"ours, resident": Candidate(epochs), **cached}
@@ -237,28 +240,28 @@ def check(name: str, images: Tensor, batch: int) -> None:
     assert lowest - 1e-3 <= images.min() < -1 < 1 < images.max() <= highest + 1e-3, name
 
 
+def moved(candidate: Candidate, target: str) -> Candidate:
+    """Return a candidate whose batches end on the device."""
+    return candidate._replace(start=lambda: (batch.to(target) for batch in candidate.start()))
+
+
 def rate(candidate: Candidate, seconds: float) -> float:
     """Return images per second of one turn."""
     batches = candidate.start()
-    for _ in range(candidate.ahead + 2):
+    for _ in range(candidate.ahead + 1):
         next(batches)
+    wait = torch.cuda.synchronize if next(batches).is_cuda else lambda: None
+    wait()
     images, start, now = 0, time.perf_counter(), 0.0
     # As long as what was read ahead, once more: what workers did before the clock then counts
     # no more than what they leave undone when it stops.
     for turn in itertools.count():
         images += len(next(batches))
+        wait()
         now = time.perf_counter()
         if now - start >= seconds and turn >= candidate.ahead:
             break
     return images / (now - start)
-
-
-def installed(package: str) -> str | None:
-    """Return a package's version."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def main() -> None:
@@ -269,6 +272,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.5, help="least length of a turn")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -285,14 +289,19 @@ def main() -> None:
         pixels = torch.stack([dataset[row].image for row in range(len(dataset))])  # type: ignore[union-attr]
         pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
         for batch in arguments.batch_sizes:
-            families = [{name: candidate} for name, candidate in ours(dataset, batch).items()]
+            own = ours(dataset, batch, arguments.device)
+            families = [{name: candidate} for name, candidate in own.items()]
             families.append(timm_style(pictures, labels, batch))
             families.append(torchvision_style(pixels, labels, batch))
             if installed("webdataset"):
                 families.append(webdataset_style(pictures, labels, batch, folder))
             if installed("nvidia-dali-cuda120"):
                 families.append(dali_style(pixels, batch, arguments.threads))
-            results.append(time_all(families, batch, arguments))
+            there = [
+                {name: moved(candidate, arguments.device) for name, candidate in family.items()}
+                for family in families
+            ]
+            results.append(time_all(there, batch, arguments))
     if arguments.output:
         write(arguments, results)
 
@@ -344,7 +353,7 @@ def write(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         "command": "benchmarks/bench_loader.py",
         "columns": "rate: quartiles of images/s; ratio: median over rounds of ours, resident / it; "
         "first_turns: images/s in the one turn that chose the number of workers",
-        "device": device(),
+        "device": device(arguments.device),
         "kernel": resize_implementation(),
         "threads": arguments.threads,
         "rounds": arguments.rounds,

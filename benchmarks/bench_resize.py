@@ -9,32 +9,29 @@ Every candidate turns the same uint8 batch into the same normalised float batch 
     A  64 -> 224      B  256 -> 224      C  32 -> 224      D  512 -> 224
     E  64 -> 224 with a random crop and flip per image      M  E, and MixUp
 
-and ``gradient A`` to ``gradient D`` time the backward pass of float images. A candidate that is
-not installed is left out. All run in one process, in an order drawn anew in each round; reported
-are the median and quartiles in milliseconds, the median over rounds of the ratio to torchvision
-v2 (to aten without antialias for gradients; above 1 is faster), the median ratio to the limit
-(filling a result that exists; a copy of it on a GPU), and the largest error against float64.
+and ``gradient A`` to ``gradient D`` time the backward pass of float images. A peer that is not
+installed, or fails, is left out. All run in one process, in an order drawn anew in each round;
+reported are the median and quartiles in milliseconds, the median over rounds of the ratio to
+torchvision v2 (to aten without antialias for gradients; above 1 is faster), the median ratio to the
+limit (filling a result that exists; a copy of it on a GPU), and the largest error against float64.
 
 glibc returns every block above 32 MB to the system at once, and paging it in again dominates
 what most candidates cost. ``--tuned-malloc`` starts again with a malloc that keeps its blocks.
 """
 
 import argparse
-import json
 import os
-import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _results import commit
+from _results import write_result
 from resize_peers import MEAN, SIZE, STD, Candidates, Work, peer_candidates
 from torch import Tensor
 
@@ -48,9 +45,13 @@ from lowres_vision.ops import (
 from lowres_vision.ops._resize import native
 from lowres_vision.ops._resize.settings import Settings
 
+PACKAGES = (
+    "torchvision", "numpy", "pillow", "kornia", "kornia_rs", "albumentations",
+    "opencv-python-headless", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "onnxruntime", "triton",
+)  # fmt: skip
 SOURCES = {"A": 64, "B": 256, "C": 32, "D": 512, "E": 64, "M": 64}
 TUNED_MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_MMAP_MAX_": "0",  # a threshold would not do: glibc takes none above 32 MB
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
@@ -156,6 +157,19 @@ def errors(candidates: Candidates, work: Work) -> dict[str, float]:
     }
 
 
+def working(peers: Candidates) -> Candidates:
+    """Return the peers that can do the work here; says why others cannot."""
+    found: Candidates = {}
+    for name, call in peers.items():
+        try:
+            call()
+        except Exception as error:
+            print(f"{name} is left out: {type(error).__name__}: {error}")
+        else:
+            found[name] = call
+    return found
+
+
 def measure(
     candidates: Candidates, first: str, rounds: int, order: random.Random, device: str
 ) -> dict[str, dict[str, object]]:
@@ -196,7 +210,7 @@ def run(name: str, arguments: argparse.Namespace, order: random.Random) -> dict[
         first = "aten"
     else:
         work = make_work(name, batch, device, arguments.seed)
-        peers = peer_candidates(work)
+        peers = working(peer_candidates(work))
         first = next(iter(peers))
         candidates = {**our_candidates(work), **peers}
         wrong = errors(candidates, work)
@@ -236,46 +250,20 @@ def main() -> None:
 
     order = random.Random(arguments.seed)
     results = [run(name, arguments, order) for name in arguments.workloads]
-    if arguments.output:
-        arguments.output.write_text(json.dumps(report(arguments, results), indent=1) + "\n")
-
-
-def report(arguments: argparse.Namespace, results: list[dict[str, object]]) -> dict[str, object]:
-    """Return the figures with all that is needed to repeat them."""
-    versions = {}
-    for package in (
-        "torch", "torchvision", "numpy", "pillow", "kornia", "kornia_rs", "albumentations",
-        "opencv-python-headless", "nvidia-dali-cuda120", "onnxruntime", "triton",
-    ):  # fmt: skip
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    name = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_name()
-    return {
-        "command": "benchmarks/bench_resize.py",
-        "columns": "ms: quartiles; both ratios: medians over rounds; error: against float64",
-        "device": name,
-        "implementation": resize_implementation(),
-        "threads": arguments.threads,
-        "batch": arguments.batch,
-        "rounds": arguments.rounds,
-        "seed": arguments.seed,
-        "tuned malloc": arguments.tuned_malloc,
-        "commit": commit(),
-        "versions": versions,
-        "results": results,
-    }
-
-
-def cpu_name() -> str:
-    """Return the processor's name."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return f"{platform.machine()} {platform.processor()}".strip()
+    write_result(
+        arguments.output,
+        __file__,
+        columns="ms: quartiles; both ratios: medians over rounds; error: against float64",
+        kind=arguments.device,
+        packages=PACKAGES,
+        implementation=resize_implementation(),
+        threads=arguments.threads,
+        batch=arguments.batch,
+        rounds=arguments.rounds,
+        seed=arguments.seed,
+        tuned_malloc=arguments.tuned_malloc,
+        results=results,
+    )
 
 
 if __name__ == "__main__":

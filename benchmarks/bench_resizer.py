@@ -1,6 +1,7 @@
 """Time LearnableResizer, forward and backward, against the paper written down plainly.
 
     python benchmarks/bench_resizer.py --output resizer.json
+    python benchmarks/bench_resizer.py --device cuda --output resizer_cuda.json
 
 32 x 32 to 224 x 224, 16 channels, one block, batch 16, gradient for the weights. ``paper`` is the
 network as most would write it, with PyTorch's modules; outputs and gradients are asserted equal
@@ -88,7 +89,7 @@ class LiveStorages(TorchDispatchMode):
 def train_step(model: nn.Module, x: Tensor, grad: Tensor, *, bfloat16: bool = False) -> Tensor:
     """Run forward and backward, and return the output."""
     model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
         y: Tensor = model(x)
     y.backward(grad)
     return y.detach()
@@ -97,8 +98,9 @@ def train_step(model: nn.Module, x: Tensor, grad: Tensor, *, bfloat16: bool = Fa
 def assert_equal(paper: nn.Module, ours: nn.Module, seed: int) -> None:
     """Raise unless outputs and gradients agree to 1e-9, in float64."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(2, 3, 8, 8, generator=generator, dtype=torch.float64)
-    grad = torch.rand(2, 3, *SIZE, generator=generator, dtype=torch.float64)
+    device = next(paper.parameters()).device
+    x = torch.rand(2, 3, 8, 8, generator=generator, dtype=torch.float64).to(device)
+    grad = torch.rand(2, 3, *SIZE, generator=generator, dtype=torch.float64).to(device)
     outputs, gradients = [], []
     for model in (copy.deepcopy(paper).double(), copy.deepcopy(ours).double()):
         outputs.append(train_step(model, x, grad))
@@ -113,7 +115,7 @@ def held_megabytes(model: nn.Module, x: Tensor, *, bfloat16: bool) -> float:
     """Return what one image keeps alive between forward and backward, its output left out."""
     with (
         LiveStorages() as storages,
-        torch.autocast("cpu", torch.bfloat16, enabled=bfloat16, cache_enabled=False),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False),
     ):
         y = model(x)
     return (storages.megabytes() - y.untyped_storage().nbytes() / 1e6) / len(x)
@@ -125,6 +127,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -137,14 +140,15 @@ def main() -> None:
     models["ours"] = LearnableResizer(SIZE)
     models["ours checkpoint"] = LearnableResizer(SIZE, checkpoint=True)
     for model in models.values():
+        model.to(arguments.device)
         model.load_state_dict(
             dict(zip(model.state_dict(), paper.state_dict().values(), strict=True))
         )
         assert_equal(paper, model, arguments.seed)
 
-    contiguous = torch.rand(BATCH, 3, SOURCE, SOURCE)
+    contiguous = torch.rand(BATCH, 3, SOURCE, SOURCE).to(arguments.device)
     channels_last = contiguous.contiguous(memory_format=torch.channels_last)
-    grad = torch.randn(BATCH, 3, *SIZE)
+    grad = torch.randn(BATCH, 3, *SIZE).to(arguments.device)
     candidates = {
         "paper": ("paper", contiguous, False),
         "paper channels_last": ("paper channels_last", channels_last, False),
@@ -163,12 +167,15 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in candidates}
     order = random.Random(arguments.seed)
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    wait = torch.cuda.synchronize if arguments.device == "cuda" else lambda: None
     for name in candidates:
         call(name)()
     for _ in range(arguments.rounds):
         for name in order.sample(list(candidates), len(candidates)):
+            wait()
             start = clock()
             call(name)()
+            wait()
             times[name].append((clock() - start) * 1e3)
 
     def ratio(name: str, base: str) -> float:
@@ -199,6 +206,7 @@ def main() -> None:
         arguments.output,
         __file__,
         columns="quartiles of milliseconds; medians of paper / candidate; MB per image",
+        kind=arguments.device,
         threads=arguments.threads,
         clock=arguments.clock,
         rounds=arguments.rounds,

@@ -126,7 +126,7 @@ def cropping_peers(work: Work) -> Candidates:
     if images.device.type == "cpu":
         peers["Pillow, per image"] = partial(pillow, work)
         add_albumentations(peers, work)
-        add_dali(peers, work)
+    add_dali(peers, work)
     return peers
 
 
@@ -151,6 +151,7 @@ def add_optional_peers(peers: Candidates, work: Work) -> None:
         peers["kornia"] = with_kornia
     except ImportError:
         pass
+    add_dali(peers, work)
     if images.device.type != "cpu":
         return
     try:
@@ -163,7 +164,6 @@ def add_optional_peers(peers: Candidates, work: Work) -> None:
     except ImportError:
         pass
     add_albumentations(peers, work)
-    add_dali(peers, work)
     try:
         import onnxruntime
 
@@ -201,31 +201,36 @@ def add_albumentations(peers: Candidates, work: Work) -> None:
 
 
 def add_dali(peers: Candidates, work: Work) -> None:
-    """Add DALI's CPU operators, run to the end within the call; crops are its regions."""
+    """Add DALI's operators, run to the end within the call; crops are its regions."""
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError:
         return
-    pixels = list(work.images.permute(0, 2, 3, 1).numpy())
+    on_gpu = work.images.is_cuda
+    stored = work.images.permute(0, 2, 3, 1)  # (B, H, W, C)
+    pixels = list(stored if on_gpu else stored.numpy())
 
     @pipeline_def(
         batch_size=len(pixels),
         num_threads=torch.get_num_threads(),
-        device_id=None,
+        device_id=0 if on_gpu else None,
         prefetch_queue_depth=1,
         exec_async=False,
         exec_pipelined=False,
     )
     def pipeline() -> object:
-        images = fn.external_source(lambda: pixels, layout="HWC", no_copy=True)
+        images = fn.external_source(
+            lambda: pixels, layout="HWC", no_copy=True, device="gpu" if on_gpu else "cpu"
+        )
         region, mirror = {}, 0
         if work.boxes is not None and work.flip is not None:
-            start, end = work.boxes[:, :2], work.boxes[:, :2] + work.boxes[:, 2:]
+            boxes = work.boxes.cpu()
+            start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
             region = {
                 "roi_start": fn.external_source(lambda: list(start.numpy())),
                 "roi_end": fn.external_source(lambda: list(end.numpy())),
             }
-            mirror = fn.external_source(lambda: list(work.flip.int().numpy()))
+            mirror = fn.external_source(lambda: list(work.flip.int().cpu().numpy()))
         resized = fn.resize(
             images, size=(SIZE, SIZE), interp_type=types.INTERP_LINEAR, antialias=True, **region
         )
@@ -240,7 +245,10 @@ def add_dali(peers: Candidates, work: Work) -> None:
 
     built = pipeline()
     built.build()
-    peers["DALI on the CPU"] = lambda: torch.from_numpy(np.asarray(built.run()[0].as_tensor()))
+    if on_gpu:
+        peers["DALI on the GPU"] = lambda: torch.from_dlpack(built.run()[0].as_tensor())
+    else:
+        peers["DALI on the CPU"] = lambda: torch.from_numpy(np.asarray(built.run()[0].as_tensor()))
 
 
 def onnx_session(onnxruntime: object, work: Work) -> Callable[[], Tensor]:

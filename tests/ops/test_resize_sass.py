@@ -70,7 +70,8 @@ class Launcher:
 def assemble(request, monkeypatch, tmp_path):
     """Return a function that runs the launcher and returns its kernels' instructions by name."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    active = driver._active
+    place = "_active" if hasattr(driver, "_active") else "active"  # of Triton 3.4
+    active = getattr(driver, place)
     driver.set_active(Device(request.param))
 
     def run(*args, **kwargs):
@@ -82,7 +83,7 @@ def assemble(request, monkeypatch, tmp_path):
         return {name: instructions(k, tmp_path) for name, k in recorder.compiled.items()}
 
     yield run
-    driver._active = active
+    setattr(driver, place, active)
 
 
 def instructions(kernel, folder):

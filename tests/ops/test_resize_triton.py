@@ -55,6 +55,7 @@ def test_the_probe_says_why_the_kernels_cannot_serve(caplog):
     assert "plain torch" in caplog.text
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 11), reason="fake tensors of CUDA needed a driver")
 @pytest.mark.parametrize("there", [False, True])
 def test_a_graph_for_a_device_needs_none(there, monkeypatch):
     if there:

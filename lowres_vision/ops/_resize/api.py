@@ -149,7 +149,8 @@ def resize(
         check_out(out, (B, C, height, width), channels_last, items)
     gain, bias = _affine(first, C, mean, std)
     boxes = None if boxes is None else boxes.detach()
-    settings = Settings(boxes, flip, gain, bias, mode, antialias, *(() if mix is None else mix))
+    mixing = () if mix is None else mix
+    settings = Settings(boxes, flip, gain, bias, mode, antialias, *mixing)
     if rounding is not None:
         plain = mean is None and std is None and mix is None
         check_rounding(first.dtype, dtype, antialias, plain=plain)
@@ -159,7 +160,8 @@ def resize(
             layout = torch.channels_last if channels_last else torch.contiguous_format
             return rounded.contiguous(memory_format=layout) if out is None else out.copy_(rounded)
         # What is left, at the final size, is to normalise, to cast and to mix.
-        items, ragged, settings = (rounded,), False, settings._replace(boxes=None, flip=None)
+        items, ragged = (rounded,), False
+        settings = Settings(None, None, gain, bias, mode, antialias, *mixing)
     if not _kernel_serves(impl, items, dtype, (height, width), ragged=ragged):
         result = compose(items, height, width, settings, dtype, ragged=ragged)
         if out is not None:

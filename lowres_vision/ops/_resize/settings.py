@@ -32,10 +32,11 @@ class Settings(NamedTuple):
 
     def unmixed(self) -> "Settings":
         """Return the same without the mixing."""
-        return self._replace(partner=None, lam=None, paste=None)
+        # Not `_replace`, which torch.compile of torch 2.8 does not trace.
+        return Settings(self.boxes, self.flip, self.gain, self.bias, self.mode, self.antialias)
 
     def of_image(self, index: int) -> "Settings":
         """Return what concerns one image of the batch alone."""
         boxes = None if self.boxes is None else self.boxes[index : index + 1]
         flip = None if self.flip is None else self.flip[index : index + 1]
-        return self.unmixed()._replace(boxes=boxes, flip=flip)
+        return Settings(boxes, flip, self.gain, self.bias, self.mode, self.antialias)
