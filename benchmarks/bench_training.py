@@ -12,9 +12,10 @@ AdamW, a cosine schedule and a validation by pooled macro-F1 after each epoch:
 
 All must end with the same weights, bit for bit, or nothing is reported. They run in one process,
 in an order drawn anew in each round. Reported are the quartiles of milliseconds per step, from the
-first step to the end of the last validation, and the median over rounds of the ratio to ``loop``:
-1.1 is ten percent of overhead. ``--clock cpu`` counts processor time, for a machine shared with
-others; what waits for the disk is then not in it.
+first step until all is trained, validated and on disk, and the median over rounds of the ratio to
+``loop``: 1.1 is ten percent of overhead. ``run`` writes its files in a second thread, which may
+take another core; ``--clock cpu`` counts the processor time of both, for a machine shared with
+others, and not what waits for the disk.
 """
 
 import argparse

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from lowres_vision.training._sharding import whole
-from lowres_vision.training._weights import write_weights
+from lowres_vision.training._weights import copied, write_weights
+from lowres_vision.training._writer import Writer
 
 Monitor = Literal["val_loss", "val_accuracy", "val_macro_f1", "last"]
 
@@ -25,11 +26,19 @@ class BestWeights(L.Callback):
         monitor: Score that chooses; ties keep the earlier epoch. Or "last", which chooses none.
         keep: Number of epochs whose weights are kept.
         about: Stored in the JSON beside the weights.
+        writer: What writes them while training goes on; they are all there when it ends.
     """
 
     def __init__(
-        self, directory: Path, *, monitor: Monitor, keep: int, about: dict[str, Any]
+        self,
+        directory: Path,
+        *,
+        monitor: Monitor,
+        keep: int,
+        about: dict[str, Any],
+        writer: Writer,
     ) -> None:
+        self._writer = writer
         self.directory, self.monitor, self.keep, self.about = directory, monitor, keep, about
         self.kept: list[tuple[float, int]] = []  # score, higher is better, and epoch; best first
 
@@ -47,6 +56,14 @@ class BestWeights(L.Callback):
         """Return the names of the weights kept."""
         epochs = [_name(epoch) for _, epoch in self.kept] if self.keep > 1 else []
         return [self.path.name, *epochs]
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Have everything written before loader processes are forked."""
+        self._writer.wait()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Have everything written."""
+        self._writer.wait()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Compare the epoch's score with those kept."""
@@ -73,15 +90,22 @@ class BestWeights(L.Callback):
 
     @rank_zero_only
     def _save(
-        self, weights: dict[str, Tensor], about: dict[str, Any], ranked: list[tuple[float, int]]
+        self, state: dict[str, Tensor], about: dict[str, Any], ranked: list[tuple[float, int]]
     ) -> None:
-        if self.epoch == about["epoch"]:
-            write_weights(weights, self.path, about)
+        weights = copied(state)
+        paths = [self.path] if self.epoch == about["epoch"] else []
         if self.keep > 1:
-            write_weights(weights, self.directory / _name(about["epoch"]), about)
-            for _, epoch in ranked[self.keep :]:
-                (self.directory / _name(epoch)).unlink(missing_ok=True)
-                (self.directory / f"{_name(epoch)}.json").unlink(missing_ok=True)
+            paths.append(self.directory / _name(about["epoch"]))
+        gone = [self.directory / _name(epoch) for _, epoch in ranked[self.keep :]]
+
+        def write() -> None:
+            for path in paths:
+                write_weights(weights, path, about)
+            for path in gone:
+                path.unlink(missing_ok=True)
+                path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+
+        self._writer.submit(write)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores and epochs kept."""

@@ -9,6 +9,7 @@ before it parses anything, and neither safetensors nor JSON can hold code.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lowres_vision._files import write_whole
+from lowres_vision.training._writer import Writer
 
 _MAGIC = b"lowres-vision checkpoint 1\n"
 _DIGEST = 64  # hexadecimal digits of a SHA-256
@@ -30,11 +32,7 @@ def write_checkpoint(path: str | os.PathLike[str], state: Any) -> None:
     Raises:
         TypeError: If ``state`` holds anything else, e.g. a function; the place is named.
     """
-    tensors: dict[str, Tensor] = {}
-    structure = _pack(state, tensors, "state")
-    archive = save(tensors, metadata={"structure": json.dumps(structure)})
-    digest = hashlib.sha256(archive).hexdigest().encode()
-    write_whole(Path(path), _MAGIC + digest + b"\n" + archive)
+    _prepared(path, state)()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Any:
@@ -59,13 +57,20 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
 
 
 class PlainCheckpoints(CheckpointIO):
-    """Makes a Lightning trainer write and read checkpoints with the functions above."""
+    """Makes a Lightning trainer write and read checkpoints with the functions above.
+
+    Args:
+        writer: What writes them while training goes on.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``."""
-        write_checkpoint(path, checkpoint)
+        """Copy ``checkpoint``, to be written to ``path``."""
+        self._writer.submit(_prepared(path, checkpoint))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
@@ -77,6 +82,19 @@ class PlainCheckpoints(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Delete ``path``."""
         Path(path).unlink(missing_ok=True)
+
+
+def _prepared(path: str | os.PathLike[str], state: Any) -> Callable[[], None]:
+    """Copy ``state`` and return what writes the copy to ``path``."""
+    tensors: dict[str, Tensor] = {}
+    structure = _pack(state, tensors, "state")
+
+    def write() -> None:
+        archive = save(tensors, metadata={"structure": json.dumps(structure)})
+        digest = hashlib.sha256(archive).hexdigest().encode()
+        write_whole(Path(path), _MAGIC + digest + b"\n" + archive)
+
+    return write
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:

@@ -1,6 +1,6 @@
 """The loaders of one run: shuffled training batches, ordered validation and prediction."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import lightning as L
@@ -12,6 +12,7 @@ from lowres_vision._batch import Batch, PairBatch, collate
 from lowres_vision._checks import check_range
 from lowres_vision._random import stream
 from lowres_vision.data import BalancedSampler, MultiResolutionDataset
+from lowres_vision.training._in_flight import InFlight
 from lowres_vision.training._ranks import rank_and_world
 
 Collate = Callable[[Any], Any]
@@ -75,6 +76,7 @@ class PairsDataModule(L.LightningDataModule):
         self.batch_size, self.collate, self.workers, self.seed = batch_size, collate, workers, seed
         self.sampler, self.samples_per_epoch = sampler, samples_per_epoch
         self._start = (0, 0)
+        self._in_flight: list[InFlight] = []
 
     def train_dataloader(self) -> DataLoader[Batch | PairBatch]:
         """Return the training batches, in a new order each epoch."""
@@ -104,7 +106,7 @@ class PairsDataModule(L.LightningDataModule):
             start=lambda: self._start,
         )
         return DataLoader(
-            self.train,
+            self._noted(self.train),
             batch_sampler=batches,
             collate_fn=self.collate,
             num_workers=self.workers,
@@ -131,6 +133,17 @@ class PairsDataModule(L.LightningDataModule):
         """Start with the batch that ``state`` names."""
         self._start = (state["epoch"], state["batch"])
 
+    def rows_in_flight(self, processes: Collection[int] | None) -> list[int]:
+        """Return the rows that these loader processes, or all, last began to read."""
+        return sorted({row for noted in self._in_flight for row in noted.rows(processes)})
+
+    def _noted(self, samples: Dataset[Any]) -> Dataset[Any]:
+        if self.workers == 0:
+            return samples
+        noted = InFlight(samples, workers=self.workers, most=max(2 * self.batch_size, 3))
+        self._in_flight = [*self._in_flight[-2:], noted]  # training, validation and prediction
+        return noted
+
     def _epoch(self) -> int:
         """Return the epoch that a loader is started for.
 
@@ -142,7 +155,7 @@ class PairsDataModule(L.LightningDataModule):
     def _in_order(self, samples: Dataset[Any]) -> DataLoader[Batch | PairBatch]:
         count: int = len(samples)  # type: ignore[arg-type]
         return DataLoader(
-            samples,
+            self._noted(samples),
             sampler=_Turns(count),
             batch_size=2 * self.batch_size,
             collate_fn=collate,

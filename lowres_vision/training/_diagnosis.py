@@ -18,6 +18,7 @@ from lowres_vision._modes import evaluation_mode
 from lowres_vision._random import stream
 from lowres_vision.training._classifier import _TRANSFORM, Classifier
 from lowres_vision.training._failed_step import FailedStep
+from lowres_vision.training._watch import Watch, is_finite
 
 _AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
@@ -143,8 +144,8 @@ def diagnose(classifier: Classifier, step: FailedStep) -> tuple[Diagnosis, list[
     share = slice(step.rank, len(batch.rows), step.world)
     generator = stream(step.seed, _TRANSFORM, step.epoch, step.batch_index)
     autocast = _autocast(step.precision, device.type)
-    weights = tuple(n for n, value in classifier.state_dict().items() if not _finite(value))
-    with torch.enable_grad(), autocast, _Watch(classifier) as watch, _kept_buffers(classifier):
+    weights = tuple(n for n, value in classifier.state_dict().items() if not is_finite(value))
+    with torch.enable_grad(), autocast, Watch(classifier) as watch, _kept_buffers(classifier):
         _set_random_state(step.random_state)
         views = classifier._prepare(batch, share, generator)
         if step.second_pass:  # the views were those of the first
@@ -183,46 +184,6 @@ def diagnose(classifier: Classifier, step: FailedStep) -> tuple[Diagnosis, list[
     ), outputs
 
 
-class _Watch:
-    """Within, notes what the loss reads and which Module is the first to return NaN or inf."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        self.first, self.from_finite = "", True
-        self.read_by_loss: list[tuple[Tensor, Tensor]] = []
-        self._modules = dict(classifier.named_modules())
-        teacher = getattr(classifier.pairing, "teacher", None)
-        if isinstance(teacher, nn.Module):  # kept out of the classifier's own Modules
-            self._modules |= {
-                f"pairing.teacher.{name}".rstrip("."): module
-                for name, module in teacher.named_modules()
-            }
-        self._loss = classifier.loss
-
-    def __enter__(self) -> "_Watch":
-        self._hooks = [
-            module.register_forward_hook(self._hook(name), with_kwargs=True)
-            for name, module in self._modules.items()
-        ]
-        self._hooks.append(self._loss.register_forward_pre_hook(self._before_loss))
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    def _before_loss(self, _: nn.Module, read: tuple[Any, ...]) -> None:
-        self.read_by_loss.append((read[0].detach(), read[1]))
-
-    def _hook(self, name: str) -> Any:
-        # Called when a Module has finished, so a part comes before the whole that it is in.
-        def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if not self.first and not all(_finite(tensor) for tensor in _tensors(output)):
-                self.first = f"{name} ({type(module).__name__})"
-                self.from_finite = all(_finite(tensor) for tensor in _tensors((args, kwargs)))
-
-        return note
-
-
 def _alone(classifier: Classifier, images: Tensor, targets: Tensor) -> list[bool]:
     """Return of each image whether its loss is not finite, alone and in evaluation mode."""
     with evaluation_mode(classifier.model):
@@ -240,7 +201,7 @@ def _bad_gradients(classifier: Classifier, loss: Tensor) -> tuple[str, ...]:
     return tuple(
         name
         for (name, _), gradient in zip(named, gradients, strict=True)
-        if gradient is not None and not _finite(gradient)
+        if gradient is not None and not is_finite(gradient)
     )
 
 
@@ -291,21 +252,6 @@ def _to(batch: Batch | PairBatch, device: torch.device) -> Any:
         return value
 
     return move(batch)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
-
-
-def _finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:

@@ -21,12 +21,14 @@ from lowres_vision.training._checkpoint import PlainCheckpoints
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._data import PairsDataModule
 from lowres_vision.training._guard import NonFiniteGuard
-from lowres_vision.training._loggers import make_loggers
+from lowres_vision.training._loggers import closing, make_loggers
+from lowres_vision.training._metrics_file import MetricsFile
 from lowres_vision.training._ranks import pool_by_row
 from lowres_vision.training._resume import Resumable, StepSeeds
 from lowres_vision.training._sharding import Sharded
 from lowres_vision.training._usage import UsageRecord
 from lowres_vision.training._weights import load_weights
+from lowres_vision.training._writer import Writer
 
 Floats = npt.NDArray[np.float32]
 _FOREIGN_SHARDING = ("fsdp", "deepspeed", "model_parallel")
@@ -94,20 +96,29 @@ class FoldRun:
         self.directory = directory
         self.checkpoint = directory / "training.checkpoint"
         self._precision = precision
+        self._writer = Writer()
         self._best = BestWeights(
-            directory, monitor=monitor, keep=keep, about={**(about or {}), "classes": classes}
+            directory,
+            monitor=monitor,
+            keep=keep,
+            about={**(about or {}), "classes": classes},
+            writer=self._writer,
         )
         stopping: list[L.Callback] = []
         if patience is not None:
             mode = "min" if monitor == "val_loss" else "max"
             stopping = [EarlyStopping(monitor, mode=mode, patience=patience)]
+        loggers = make_loggers(logger, directory, tags=tags, settings=conditions)
+        for each in loggers:
+            if isinstance(each, MetricsFile):
+                each.writer = self._writer
         with _quiet():
             self._trainer = L.Trainer(
                 max_epochs=epochs,
                 precision=precision,
                 accumulate_grad_batches=accumulate,
                 gradient_clip_val=clip_norm,
-                logger=make_loggers(logger, directory, tags=tags, settings=conditions),
+                logger=loggers,
                 callbacks=[
                     StepSeeds(seed),
                     self._best,
@@ -118,7 +129,7 @@ class FoldRun:
                     NonFiniteGuard(directory),
                     Resumable(self.checkpoint, every=checkpoint_every),
                 ],
-                plugins=[PlainCheckpoints()],
+                plugins=[PlainCheckpoints(self._writer)],
                 devices=devices,
                 strategy=Sharded() if strategy == "fsdp" else strategy,
                 num_nodes=num_nodes,
@@ -138,8 +149,9 @@ class FoldRun:
             RuntimeError: If a loader process died.
         """
         resume = str(self.checkpoint) if self.checkpoint.exists() else None
-        with _quiet(), self._advice(data):
-            self._trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
+        with closing(self._trainer.loggers), _quiet(), self._advice(data):
+            with self._writer:
+                self._trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
             self.wait()
         return self.load_best(classifier)
 
@@ -177,6 +189,7 @@ class FoldRun:
             batch_size=data.batch_size,
             precision=self._precision,
             workers=data.workers,
+            rows_of=data.rows_in_flight,
         )
 
 

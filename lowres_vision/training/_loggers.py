@@ -1,11 +1,13 @@
 """Loggers by name: where the scores of a run go besides its own files."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lowres_vision._optional import require
 from lowres_vision.training._metrics_file import MetricsFile
@@ -27,8 +29,10 @@ def make_loggers(
     ``csv``         ``metrics.csv`` in ``directory``, which a resumed run goes on with
     ``tensorboard`` events in ``directory/tensorboard``; the ``track`` extra
     ``wandb``       Weights & Biases, files in ``directory``; offline with ``WANDB_MODE=offline``
-    ``mlflow``      MLflow, at ``MLFLOW_TRACKING_URI`` or in ``directory/mlruns``
+    ``mlflow``      MLflow, at ``MLFLOW_TRACKING_URI`` or in ``directory/mlflow.db``
     =============== ==========================================================================
+
+    A run that is resumed is another run to the services, of the same name.
 
     Args:
         names: One of them, or several.
@@ -86,12 +90,45 @@ def _wandb(directory: Path, name: str, tags: tuple[str, ...]) -> Logger:
 
 
 def _mlflow(directory: Path, name: str, tags: tuple[str, ...]) -> Logger:
-    return MLFlowLogger(
+    directory.mkdir(parents=True, exist_ok=True)
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    # Current versions refuse to keep runs in plain files.
+    local = f"sqlite:///{(directory / 'mlflow.db').absolute()}"
+    logger = MLFlowLogger(
         experiment_name="lowres-vision",
         run_name=name,
         tags=dict.fromkeys(tags, "") or None,
-        save_dir=str(directory / "mlruns"),
+        tracking_uri=given or local,
     )
+    _ = logger.experiment
+    if not given:  # the first use has set it, and the next run would take it for the user's
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return logger
+
+
+@contextmanager
+def closing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """End the services' runs after the block, with the error that it ended with.
+
+    Lightning leaves a run of W&B open, and the next fold's would be the same one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        _close(loggers, f"{type(error).__name__}: {error}")
+        raise
+    _close(loggers, "")
+
+
+@rank_zero_only
+def _close(loggers: Sequence[Logger], error: str) -> None:
+    for logger in loggers:
+        if isinstance(logger, MLFlowLogger) and error:
+            logger.experiment.set_tag(logger.run_id, "error", error[:5000])
+        if isinstance(logger, WandbLogger):
+            if error:
+                logger.experiment.summary["error"] = error
+            logger.experiment.finish(exit_code=int(bool(error)))
 
 
 def _require(name: str) -> None:

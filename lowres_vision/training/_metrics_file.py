@@ -2,6 +2,7 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from lowres_vision._files import write_whole
+from lowres_vision.training._writer import Writer
 
 
 class MetricsFile(Logger):
@@ -26,6 +28,8 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = directory / "metrics.csv"
         self.rows: list[dict[str, str]] = []
+        self.writer: Writer | None = None  # where there is one, it writes while training goes on
+        self._written = 0
 
     @property
     def name(self) -> str:
@@ -52,26 +56,33 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        """Write the file, unless that waits for the checkpoint: Lightning calls at every row."""
+        if self.writer is None:
+            self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
         """Write the file."""
-        if not self.rows:
+        self._write()
+
+    def state_dict(self) -> dict[str, int]:
+        """Write the file, and return the number of its rows."""
+        self._write()
+        return {"rows": len(self.rows)}
+
+    @rank_zero_only
+    def _write(self) -> None:
+        if len(self.rows) == self._written:
             return
+        self._written = len(self.rows)
         text = io.StringIO()
         columns = sorted(set().union(*self.rows))
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, text.getvalue().encode())
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write the file."""
-        self.save()
-
-    def state_dict(self) -> dict[str, int]:
-        """Write the file, and return the number of its rows."""
-        self.save()
-        return {"rows": len(self.rows)}
+        write = partial(write_whole, self.path, text.getvalue().encode())
+        write() if self.writer is None else self.writer.submit(write)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on behind the row that ``state`` names.
@@ -94,3 +105,4 @@ class MetricsFile(Logger):
                 f"{state['rows']}; delete the checkpoint to train this run from its beginning"
             )
         self.rows = found[: state["rows"]]
+        self._written = -1 if len(found) > len(self.rows) else len(found)

@@ -22,17 +22,20 @@ def save_weights(model: nn.Module, path: str | os.PathLike[str], /, **about: Any
     Each file is written under another name, synced and renamed. The sidecar holds ``about``
     (whatever JSON can hold: classes, scores, settings) and the SHA-256 of the weights file.
     """
-    write_weights(model.state_dict(), Path(path), about)
+    write_weights(copied(model.state_dict()), Path(path), about)
 
 
-def write_weights(state: Mapping[str, Tensor], path: Path, about: Mapping[str, Any]) -> None:
-    """Write weights as :func:`save_weights` does."""
-    # Tied weights share memory, which safetensors refuses; clones are written once per name.
-    plain = {
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies on the CPU, one for each name of tied weights, which safetensors refuses."""
+    return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
-    data = save(plain)
+
+
+def write_weights(weights: dict[str, Tensor], path: Path, about: Mapping[str, Any]) -> None:
+    """Write what :func:`copied` returned, as :func:`save_weights` does."""
+    data = save(weights)
     write_whole(path, data)
     sidecar = {**about, "sha256": hashlib.sha256(data).hexdigest()}
     write_whole(_sidecar(path), json.dumps(sidecar, indent=2).encode())

@@ -21,7 +21,7 @@ from torch import nn
 
 from lowres_vision import _files
 from lowres_vision.augment import BatchTransform
-from lowres_vision.data import Manifest, StratifiedFolds
+from lowres_vision.data import Manifest, MultiResolutionDataset, StratifiedFolds
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
 from lowres_vision.optim import SAM
@@ -137,6 +137,15 @@ def work(job: dict, rank: int) -> None:
         rank_zero_only.rank = rank  # which Lightning reads from there when it is imported
     if job["kill"] and rank == job["kill"]["rank"]:
         Killer(job["kill"]["place"], job["kill"]["count"])
+    if job["trick"] == "deadly":
+        image = MultiResolutionDataset._image
+
+        def deadly(samples: MultiResolutionDataset, row: int, *, high: bool) -> torch.Tensor:
+            if row == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return image(samples, row, high=high)
+
+        MultiResolutionDataset._image = deadly  # type: ignore[method-assign]
     toy = Path(job["toy"])
     manifest = Manifest.read_csv(toy / "train.csv")
     cross_validate(

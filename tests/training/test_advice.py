@@ -1,12 +1,11 @@
 import errno
 import os
-import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.distributed import DistBackendError
-from torch.utils.data import DataLoader, Dataset
 
 from lowres_vision.training._advice import advice
 
@@ -46,29 +45,51 @@ def test_a_full_disk_says_that_nothing_is_lost(number: int, tmp_path: Path) -> N
     assert error.errno == number
 
 
-class Deadly(Dataset[int]):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> int:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return index
-
-
-def test_a_dead_loader_process_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid(s) 11, 12) exited unexpectedly",
+        "DataLoader worker (pid 11) is killed by signal: Segmentation fault. ",
+    ],
+)
+def test_a_dead_loader_process_is_named_with_its_rows(text: str, tmp_path: Path) -> None:
+    rows = {11: [5, 7], 12: [9]}
     with (
-        pytest.raises(RuntimeError, match=f"one of the 2 loader processes of {tmp_path} died"),
-        advice(tmp_path, batch_size=8, precision="32-true", workers=2),
+        pytest.raises(
+            RuntimeError,
+            match=rf"of the 2 loader processes of {tmp_path} died, with rows 5, 7(, 9)? being read",
+        ),
+        advice(
+            tmp_path,
+            batch_size=8,
+            precision="32-true",
+            workers=2,
+            rows_of=lambda numbers: [row for number in numbers or () for row in rows[number]],
+        ),
     ):
-        list(DataLoader(Deadly(), num_workers=2))
+        raise RuntimeError(text)
+
+
+def _try_get_data() -> None:
+    """Fail as PyTorch's loader does when it fetches a batch from a process that is gone."""
+    raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+def test_a_batch_that_cannot_be_fetched_is_a_dead_loader_process(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 8, "precision": "32-true", "workers": 2}
+    with (
+        pytest.raises(RuntimeError, match=r"processes of .* died, with rows 3 being read"),
+        advice(tmp_path, rows_of=lambda numbers: [3], **settings),
+    ):
+        _try_get_data()
+    with pytest.raises(ConnectionResetError), advice(tmp_path, **settings):
+        raise ConnectionResetError(errno.ECONNRESET, "of something else")
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        RuntimeError(
-            "[gloo/transport/tcp/pair.cc:545] Read [::1]:1: Connection reset by peer"
-        ),
+        RuntimeError("[gloo/transport/tcp/pair.cc:545] Read [::1]:1: Connection reset by peer"),
         DistBackendError("NCCL communicator was aborted on rank 1"),
     ],
 )

@@ -17,6 +17,7 @@ from lowres_vision.training._checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from lowres_vision.training._writer import Writer
 
 
 def state() -> dict[str, Any]:
@@ -175,9 +176,14 @@ def test_a_full_disk_leaves_the_last_checkpoint(
 
 
 def test_lightning_reads_and_writes_through_it(tmp_path: Path) -> None:
-    checkpoints = PlainCheckpoints()
-    checkpoints.save_checkpoint({"epoch": 3}, tmp_path / "c")
-    assert checkpoints.load_checkpoint(tmp_path / "c") == {"epoch": 3}
+    writer = Writer()
+    checkpoints = PlainCheckpoints(writer)
+    weight = torch.zeros(3)
+    checkpoints.save_checkpoint({"epoch": 3, "weight": weight}, tmp_path / "c")
+    weight += 1  # training goes on, and the file holds what was
+    writer.wait()
+    found = checkpoints.load_checkpoint(tmp_path / "c")
+    assert (found["epoch"], found["weight"].tolist()) == (3, [0, 0, 0])
     checkpoints.remove_checkpoint(tmp_path / "c")
     checkpoints.remove_checkpoint(tmp_path / "c")
     with pytest.raises(FileNotFoundError):

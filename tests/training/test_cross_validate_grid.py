@@ -214,7 +214,9 @@ def test_the_best_weights_are_kept_by_epoch(manifest: Manifest, tmp_path: Path) 
 
 
 def test_the_last_epoch_is_kept_where_none_is_chosen(manifest: Manifest, tmp_path: Path) -> None:
-    still = partial(build, lr=0.0)  # every epoch scores alike, and of those a choice keeps the first
+    still = partial(
+        build, lr=0.0
+    )  # every epoch scores alike, and of those a choice keeps the first
     assert once(manifest, tmp_path / "best", build=still, epochs=3).best_epochs[0] == 0
     assert once(manifest, tmp_path, build=still, epochs=3, monitor="last").best_epochs[0] == 2
     with pytest.raises(ValueError, match="`patience` must be None with monitor='last'"):

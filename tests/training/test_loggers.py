@@ -1,10 +1,18 @@
+import json
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lowres_vision.training import make_loggers
+from lowres_vision.augment import BatchTransform
+from lowres_vision.data import Manifest, StratifiedFolds
+from lowres_vision.losses import CrossEntropyLoss
+from lowres_vision.training import Classifier, cross_validate, make_loggers
 
 
 def test_csv_and_tensorboard_hold_what_was_logged(tmp_path: Path) -> None:
@@ -49,3 +57,132 @@ def test_names_are_checked(tmp_path: Path) -> None:
         make_loggers("neptune", tmp_path)
     with pytest.raises(ValueError, match="`names` has 'csv' 2 times"):
         make_loggers(["csv", "csv"], tmp_path)
+
+
+class NotFinite(CrossEntropyLoss):
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.nan * super().forward(logits, targets)
+
+
+def train(service: str, manifest: Manifest, net: Any, out: Path) -> None:
+    """Train two folds of two epochs; then one that dies."""
+    for loss in (CrossEntropyLoss, NotFinite):
+        cross_validate(
+            manifest,
+            lambda loss=loss: Classifier(
+                net(),
+                loss(),
+                transform=BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
+                optimizer=partial(torch.optim.SGD, lr=0.125),
+            ),
+            out=out / loss.__name__,
+            folds=StratifiedFolds(2),
+            epochs=2,
+            logger=["csv", service],
+            tags=["night", "small images"],
+        )
+
+
+services = pytest.mark.filterwarnings("ignore")  # of the services' own packages
+
+
+@services
+@pytest.mark.slow
+def test_mlflow_keeps_conditions_scores_use_and_errors(
+    toy_manifest: Manifest, patch_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read back by MLflow's own client."""
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(FloatingPointError):
+        train("mlflow", toy_manifest, patch_net, tmp_path)
+    found = {}
+    for file in tmp_path.glob("*/fold_*/mlflow.db"):
+        client = tracking.MlflowClient(f"sqlite:///{file}")
+        experiment = client.get_experiment_by_name("lowres-vision")
+        (run,) = client.search_runs([experiment.experiment_id])
+        found[run.data.tags["mlflow.runName"]] = run
+        assert {"night", "small images"} < run.data.tags.keys()
+        assert run.data.params["made_of.build.make_optimizer.lr"] == "0.125"
+        assert run.data.params["versions.torch"] == torch.__version__.split("+")[0]
+        assert {"commit", "host", "made_of.data_sha256"} < run.data.params.keys()
+        if run.info.status == "FINISHED":
+            scores = client.get_metric_history(run.info.run_id, "val_accuracy")
+            assert len(scores) == 2
+            assert {"train_loss", "usage/cpus", "usage/memory_mib"} < run.data.metrics.keys()
+    assert {name: run.info.status for name, run in found.items()} == {
+        "CrossEntropyLoss/fold_0": "FINISHED",
+        "CrossEntropyLoss/fold_1": "FINISHED",
+        "NotFinite/fold_0": "FAILED",
+    }
+    error = found["NotFinite/fold_0"].data.tags["error"]
+    assert error.startswith("FloatingPointError: the loss is not finite in epoch 0, batch 0")
+
+
+def records(file: Path) -> Iterator[Any]:
+    """Yield what an offline run of W&B wrote: LevelDB's log, of protocol buffers."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = file.read_bytes()
+    at, whole = 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768  # a record's head is never across two blocks
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of a record, or its end
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+def values(items: Any) -> dict[str, Any]:
+    return {
+        (item.key or "/".join(item.nested_key)): json.loads(item.value_json)
+        for item in items
+        if item.value_json
+    }
+
+
+@services
+@pytest.mark.slow
+def test_wandb_keeps_conditions_scores_use_and_errors(
+    toy_manifest: Manifest, patch_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run for each fold, read from the files that it would send."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(FloatingPointError):
+        train("wandb", toy_manifest, patch_net, tmp_path)
+    ended = {}
+    for file in tmp_path.glob("*/fold_*/wandb/offline-run-*/run-*.wandb"):
+        config: dict[str, Any] = {}
+        summary: dict[str, Any] = {}
+        history: dict[str, list[Any]] = {}
+        for record in records(file):
+            if record.HasField("run"):
+                name = record.run.display_name
+                assert set(record.run.tags) == {"night", "small images"}
+                config |= values(record.run.config.update)
+            config |= values(record.config.update)
+            summary |= values(record.summary.update)
+            for key, value in values(record.history.item).items():
+                history.setdefault(key, []).append(value)
+            if record.HasField("exit"):
+                ended[name] = record.exit.exit_code
+        assert config["made_of.build.make_optimizer.lr"] == 0.125
+        assert {"commit", "host", "made_of.data_sha256", "versions.torch"} < config.keys()
+        if ended[name]:
+            assert summary["error"].startswith("FloatingPointError: the loss is not finite in")
+        else:
+            assert len(history["val_accuracy"]) == len(history["train_loss"]) == 2
+            assert {"usage/cpus", "usage/memory_mib"} < history.keys()
+    assert ended == {
+        "CrossEntropyLoss/fold_0": 0,
+        "CrossEntropyLoss/fold_1": 0,
+        "NotFinite/fold_0": 1,
+    }

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lowres_vision.training._metrics_file import MetricsFile
+from lowres_vision.training._writer import Writer
 
 
 def test_a_row_per_call_and_a_column_per_name(tmp_path: Path) -> None:
@@ -47,6 +48,18 @@ def test_a_resumed_file_is_that_of_an_unbroken_run(tmp_path: Path) -> None:
     log(second, range(3, 6))
     second.save()
     assert second.path.read_bytes() == unbroken.path.read_bytes()
+
+
+def test_with_a_writer_rows_wait_for_a_checkpoint(tmp_path: Path) -> None:
+    logger = MetricsFile(tmp_path)
+    logger.writer = Writer()
+    logger.log_metrics({"loss": 1.0})
+    logger.save()
+    logger.writer.wait()
+    assert not logger.path.exists()
+    assert logger.state_dict() == {"rows": 1}
+    logger.writer.wait()
+    assert logger.path.read_text() == "loss,step\n1.0,0\n"
 
 
 def test_a_file_that_lost_rows_is_told(tmp_path: Path) -> None:

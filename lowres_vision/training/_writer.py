@@ -1,0 +1,88 @@
+"""Files written while training goes on, one after the other."""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Condition, Thread
+from typing import Self
+
+
+class Writer:
+    """Writes in a thread of its own, in the order of the calls, and stops at the first error.
+
+    What is written has to be a copy that training does not change. A process killed at any moment
+    has written the first so many of the files, and none of those behind: a checkpoint that is on
+    disk has the weights and scores beside it that it knows of.
+
+    The thread ends when there is nothing left to write, so that no loader process is forked with a
+    thread that waits. As a context it is done with all of them at the end of the block.
+
+    Args:
+        most: Calls that may wait to be done; the next one then waits itself.
+    """
+
+    def __init__(self, *, most: int = 3) -> None:
+        self._most = most
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Have ``call`` done soon.
+
+        Raises:
+            BaseException: What an earlier call raised; neither it nor those behind it are done.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or len(self._calls) < self._most)
+            self._raise()
+            self._calls.append(call)
+            if self._thread is None:
+                self._thread = Thread(target=self._work, name="writer", daemon=True)
+                self._thread.start()
+
+    def wait(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            BaseException: What a call raised.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._thread is None)
+            self._raise()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.wait()
+        else:
+            with suppress(Exception):  # the block's error is told as it is
+                self.wait()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._calls:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+                call = self._calls[0]
+            try:
+                call()
+            except BaseException as error:
+                with self._changed:
+                    self._error = error
+                    self._calls.clear()
+            else:
+                with self._changed:
+                    self._calls.popleft()
+            with self._changed:
+                self._changed.notify_all()
