@@ -115,7 +115,9 @@ def test_an_unknown_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["doctor", "--model", "resnet81"])
     assert ended.value.code == 2
-    assert "must be the name of a timm model, got 'resnet81' (near ones: " in capsys.readouterr().err
+    assert (
+        "must be the name of a timm model, got 'resnet81' (near ones: " in capsys.readouterr().err
+    )
 
 
 def test_the_command_looks_into_a_predictor(

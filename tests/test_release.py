@@ -21,4 +21,3 @@ def test_one_version_and_licence_everywhere() -> None:
     assert project["license"] == citation["license"] == "MIT"
     assert project["name"] == citation["title"] == "lowres-vision"
     assert (ROOT / "LICENSE").read_text().startswith("MIT License")
-

@@ -110,14 +110,14 @@ class Predictor(nn.Module, OnHub):
     def save(
         self, path: str | os.PathLike[str], *, notes: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        """Write everything to one file, a safetensors file that can hold no code.
+        """Write everything to one safetensors file, which can hold no code.
 
-        In its header are the classes, each part's name and constructor arguments, the versions at
-        hand and a checksum of all the file. Before it is written, the predictor is made anew from
-        it and has to give the same answers.
+        Its header has the classes, each part's name and constructor arguments, the versions at
+        hand and a checksum over the whole file. Before it is written, the predictor is made anew
+        from that and has to give the same answers.
 
         Args:
-            path: The file; ``.safetensors`` is a good end.
+            path: The file; a name that ends in ``.safetensors`` says what it is.
             notes: Texts that travel with it, e.g. scores; default those of :attr:`notes`.
 
         Returns:
@@ -146,7 +146,7 @@ class Predictor(nn.Module, OnHub):
         self._check_classes(given.shape[2])
         try:
             anew = self._made(record, tensors)
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever a constructor raises
             detail = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"the predictor cannot be made anew from its constructors' arguments ({detail}); "

@@ -120,9 +120,7 @@ class _Drift(nn.Module):
 
 
 def test_a_view_that_differs_is_refused(predictor: Predictor, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"`view` differs from the Module by up to 1 .*nothing"
-    ):
+    with pytest.raises(ValueError, match=r"`view` differs from the Module by up to 1 .*nothing"):
         export_onnx(predictor, tmp_path / "p.onnx", images(2), view=_Drift())
     assert not list(tmp_path.iterdir())
 
