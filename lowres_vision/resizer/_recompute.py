@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lowres_vision.resizer._learnable import LearnableResizer
 
 SLOPE = 0.2  # of every LeakyReLU
-_PART = 8 << 20  # bytes of an activation that is worked on at a time
+_PART = 4 << 20  # bytes of an activation that is worked on at a time
 _LAYERS = (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
