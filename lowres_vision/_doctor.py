@@ -102,7 +102,7 @@ def member(model: nn.Module) -> list[Finding]:
         model: With a :class:`~lowres_vision.models.LowResClassifier` in it, as a rule behind a
             Module that normalises.
     """
-    found = []
+    found: list[Finding] = []
     read = next((part for part in model.children() if hasattr(part, "mean")), None)
     for part in model.modules():
         if isinstance(part, LowResClassifier):
