@@ -17,13 +17,14 @@ CutMix, cosine loss, five stratified folds, soft vote over folds and models. Sco
     beit+dinov2      .98313 / .98274
 
 It claims that both resolutions together beat one, that the cosine loss helps, that CutMix beats
-MixUp, and that training at 384 or 512 converges badly. `--table` trains a row for each on one
-stratified hold-out of low images, with as many images seen in every row. `pair` goes further than
-the source: a teacher that saw the high images guides a student that sees the low ones. What came
-out on a small set stands in docs/experiments/birds_multiresolution.md.
+MixUp and RandAugment, that training at 384 or 512 converges badly, that images enlarged by
+super-resolution do not beat the plain ones, and that test-time views hurt. `--table` trains a row
+for each on one stratified hold-out of low images, with as many images seen in every row;
+`--view-sizes` adds a column with views. `pair` goes further than the source: a teacher that saw the
+high images guides a student that sees the low ones. What came out on a small set stands in
+docs/experiments/birds_multiresolution.md.
 """
 
-import csv
 import dataclasses
 import time
 from functools import partial
@@ -34,14 +35,39 @@ import numpy as np
 import small_backbones  # noqa: F401, two small names for timm
 import torch
 import tyro
+from torchvision.transforms import v2
 
-from lowres_vision.augment import BatchTransform
-from lowres_vision.data import DataError, Manifest, StratifiedFolds, collate, make_toy_pairs
-from lowres_vision.ensemble import soft_vote, write_submission
+from lowres_vision.augment import BatchTransform, PerImage, SuperResolution
+from lowres_vision.data import (
+    DataError,
+    Manifest,
+    MultiResolutionDataset,
+    StratifiedFolds,
+    collate,
+    make_toy_pairs,
+)
+from lowres_vision.ensemble import (
+    OutOfFold,
+    TestTimeAugmentation,
+    View,
+    accuracy,
+    make_views,
+    soft_vote,
+    write_submission,
+)
 from lowres_vision.losses import CosineLoss, CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator, MixupCollator
 from lowres_vision.models import LowResClassifier
-from lowres_vision.training import Classifier, Distillation, Fold, cross_validate, load_teacher
+from lowres_vision.training import (
+    Classifier,
+    CrossValidation,
+    Distillation,
+    Fold,
+    cross_validate,
+    load_teacher,
+    predict_views,
+    write_report,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +75,10 @@ class Row:
     resolution: Literal["low", "high", "both", "pair"] = "both"
     loss: Literal["cosine", "ce"] = "cosine"
     mixing: Literal["cutmix", "mixup", "none"] = "cutmix"
+    randaugment: bool = False
     size: int | None = None  # default: --image-size
+    enlarger: Literal["srcnn", "span"] | None = None  # of low images, in training and held out
+    held_out: Literal["low", "high"] = "low"
 
 
 VOTES = {"beit": (0,), "dinov2": (1,), "beit+dinov2": (0, 1)}  # backbones by position
@@ -59,7 +88,11 @@ CLAIMS = {
     for resolution in ("low", "high", "both", "pair")  # a pair's teacher is the row `high`
 }
 CLAIMS |= {"none": Row(mixing="none"), "mixup": Row(mixing="mixup")}
-CLAIMS |= {f"size-{size}": Row(size=size) for size in (384, 512)}
+CLAIMS |= {"randaugment": Row(mixing="none", randaugment=True)}
+CLAIMS |= {f"size-{size}": Row(size=size) for size in (96, 160, 192, 384, 512)}
+CLAIMS |= {  # to be held against low-cosine
+    name: Row("high", enlarger=name, held_out="high") for name in ("srcnn", "span")
+}
 Variant = Literal[(*VOTES, *CLAIMS)]
 
 
@@ -69,6 +102,8 @@ class Settings:
     out: Path = Path("runs") / time.strftime("birds_multiresolution-%Y%m%d-%H%M%S")
     quick: bool = False  # generated birds, small networks from scratch
     variant: Variant = "beit+dinov2"
+    row: Literal[tuple(CLAIMS)] = "both-cosine"  # what the models of a vote are trained on
+    teachers: Path | None = None  # a pair vote's; default: OUT-teachers, trained first
     table: bool = False  # a row for each claim
     rows: tuple[Variant, ...] = tuple(CLAIMS)  # those of the table
     seeds: tuple[int, ...] = (0,)
@@ -80,13 +115,21 @@ class Settings:
     checkpoint_paths: tuple[Path, ...] = ()  # weights files; default: fetched by timm
     timm_args: dict[str, int | str] = dataclasses.field(default_factory=dict)
     pretrained: bool = True
+    mean: tuple[float, float, float] | None = None  # default: as the backbone was pretrained
+    std: tuple[float, float, float] | None = None
+    train_only: tuple[str, ...] = ()  # names or patterns of parameters; default: all
     image_size: int = 224
+    view_sizes: tuple[int, ...] = ()  # at which flipped and cropped views are predicted
+    view_crop: float | None = 0.875  # side of the crops, of the image's; None for flips alone
     folds: int = 5
     epochs: int = 10
     batch_size: int = 64
+    warmup: float = 0.0  # share of the steps
     crop: float = 0.35  # smallest share of the image that a training crop keeps
     flip: float = 0.5
     cutmix: float = 0.5  # probability of a mixed batch
+    sr_weights: Path | None = None  # of the row `span`, any file that spandrel reads
+    sr_steps: int = 1000  # in which the row `srcnn` is trained on the training rows' pairs
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "16-mixed"
 
 
@@ -95,9 +138,11 @@ QUICK = {
     "lrs": (1e-3, 3e-3),
     "pretrained": False,
     "image_size": 64,
+    "view_sizes": (64,),
     "folds": 2,
     "epochs": 6,
     "batch_size": 16,
+    "sr_steps": 20,
     "precision": "32-true",
 }
 
@@ -128,17 +173,20 @@ def build(
         CrossEntropyLoss() if row.loss == "ce" else CosineLoss(cross_entropy=0.1),
         transform=BatchTransform(
             student.image_size,
-            mean=student.mean,
-            std=student.std,
+            mean=settings.mean or student.mean,
+            std=settings.std or student.std,
             scale=(settings.crop, 1.0),
             flip=settings.flip,
+            augment=PerImage(v2.RandAugment()) if row.randaugment else None,
         ),
         optimizer=partial(torch.optim.AdamW, lr=settings.lrs[position]),
+        warmup=settings.warmup,
+        unfreeze={0: settings.train_only} if settings.train_only else None,
         pairing=pairing,
     )
 
 
-def train(settings: Settings, row: Row, manifest: Manifest, **options: Any) -> Any:
+def train(settings: Settings, row: Row, manifest: Manifest, **options: Any) -> CrossValidation:
     """Cross-validate with what is common to all rows."""
     size, classes = row.size or settings.image_size, len(manifest.classes)
     collators = {"cutmix": CutMixCollator, "mixup": MixupCollator}
@@ -148,66 +196,120 @@ def train(settings: Settings, row: Row, manifest: Manifest, **options: Any) -> A
     return cross_validate(
         manifest,
         resolution=row.resolution,
+        held_out_resolution=row.held_out,
         collate=mix,
         samples_per_epoch=len(manifest),  # as many in every row, one resolution or two
         batch_size=settings.batch_size,
         epochs=settings.epochs,
-        monitor="val_accuracy",
+        monitor="last",  # no epoch is chosen on the rows that are scored
         precision=settings.precision,
         **options,
     )
 
 
-def claim(settings: Settings, name: str, manifest: Manifest) -> list[float]:
-    """Train a row of the table; return the held-out accuracy after the last epoch, by seed."""
-    row, scores = CLAIMS[name], []
-    held_out = StratifiedFolds(settings.folds).hold_out(manifest.labels)[1]
+def look_again(settings: Settings, row: Row, manifest: Manifest, **options: Any) -> OutOfFold:
+    """Predict the views of finished runs, if any are asked for; return the ledger."""
+    views = [View()] + [
+        dataclasses.replace(view, name=f"{view.name} at {side}", size=side)
+        for side in settings.view_sizes
+        for view in make_views(crop=settings.view_crop)
+        if (view.name, side) != ("plain", row.size or settings.image_size)
+    ]
+
+    def augment(classifier: Classifier) -> TestTimeAugmentation:
+        transform = classifier.transform
+        return TestTimeAugmentation(
+            classifier.scored_model,
+            probabilities=classifier.loss.probabilities,
+            views=views,
+            size=transform.size,
+            mean=transform.mean,
+            std=transform.std,
+        )
+
+    if settings.view_sizes:
+        predict_views(manifest, augment=augment, resolution=row.held_out, **options)
+    return OutOfFold(options["out"] / "ledger")
+
+
+def enlarge(settings: Settings, row: Row, manifest: Manifest, seen: Any = ()) -> Manifest:
+    """Put images enlarged by the row's network, which may learn from `seen`, in place of high."""
+    if row.enlarger is None:
+        return manifest
+    file = settings.sr_weights
+    if row.enlarger == "srcnn":
+        file = settings.out / "srcnn.safetensors"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pairs = [*MultiResolutionDataset(manifest, rows=seen, resolution="pair")]
+            low, high = [pair.low for pair in pairs], [pair.high for pair in pairs]
+            SuperResolution.fit(low, high, steps=settings.sr_steps).save(file)
+    if file is None:
+        raise SystemExit("the row `span` takes --sr-weights FILE, a network that spandrel reads")
+    return SuperResolution.from_file(file).apply_to(manifest, settings.out / "enlarged")
+
+
+def claim(settings: Settings, name: str, manifest: Manifest) -> dict[str, list[float]]:
+    """Train a row of the table; return the accuracy on the held-out images, by seed."""
+    row, out = CLAIMS[name], settings.out / name
+    seen, held_out = StratifiedFolds(settings.folds).hold_out(manifest.labels)
     folds = np.full(len(manifest), -1)
     folds[held_out] = 0
+    manifest = enlarge(settings, row, manifest, seen)
     for seed in settings.seeds:
         teachers = settings.out / f"high-{row.loss}" / f"seed_{seed}"
         if row.resolution == "pair" and not teachers.exists():
             claim(dataclasses.replace(settings, seeds=(seed,)), f"high-{row.loss}", manifest)
         make = partial(build, settings, row, 0, len(manifest.classes), teachers)
-        train(
-            settings, row, manifest, build=make, out=settings.out / name, folds=folds, seeds=(seed,)
-        )
-        with (settings.out / name / f"seed_{seed}/fold_0/metrics.csv").open() as file:
-            logged = [line["val_accuracy"] for line in csv.DictReader(file)]
-        scores.append(float([score for score in logged if score][-1]))
+        train(settings, row, manifest, build=make, out=out, folds=folds, seeds=(seed,))
+    ledger = look_again(settings, row, manifest, build=make, out=out)
+    scores: dict[str, list[float]] = {"plain": [], "views": []}
+    for seed in settings.seeds:
+        every = [member for member in ledger.members() if member.seed == seed]
+        plain = [member for member in every if member.view == "plain"]
+        for column, members in {"plain": plain, "views": every}.items():
+            blend = soft_vote(ledger.probabilities(members))
+            scores[column].append(accuracy(blend, ledger.labels))
     return scores
 
 
 def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
-    """Train every fold of the variant's backbones; write the submission of their vote."""
-    row, classes = Row(), len(manifest.classes)
-    result = train(
-        settings,
-        row,
-        manifest,
-        build={
-            settings.backbones[position]: partial(build, settings, row, position, classes, Path())
-            for position in VOTES[settings.variant]
-        },
-        out=settings.out,
-        folds=StratifiedFolds(settings.folds),
-        test=test,
-        seeds=settings.seeds,
-    )
+    """Train every fold of the variant's backbones; write their vote and a report."""
+    row, out, classes = CLAIMS[settings.row], settings.out, len(manifest.classes)
+    if row.enlarger == "srcnn":
+        raise SystemExit("the row srcnn learns from one fold's rows: it is for --table")
+    manifest, test = (enlarge(settings, row, rows) for rows in (manifest, test))
+    folds = StratifiedFolds(settings.folds)
+    teachers = settings.teachers or out.with_name(f"{out.name}-teachers")
+    builds = {}
+    for position in VOTES[settings.variant]:
+        name = settings.backbones[position]
+        if row.resolution == "pair":
+            high = dataclasses.replace(CLAIMS[f"high-{row.loss}"], held_out="high")
+            make = partial(build, settings, high, position, classes, teachers)
+            taught = train(settings, high, manifest, build=make, out=teachers / name, folds=folds)
+            print(f"{name}, the teacher, on high images: {taught.accuracy:.4f} out of fold")
+        builds[f"{name}-{settings.row}-{settings.image_size}"] = partial(
+            build, settings, row, position, classes, teachers / name
+        )
+    runs: dict[str, Any] = {"build": builds, "out": out, "test": test}
+    result = train(settings, row, manifest, folds=folds, seeds=settings.seeds, **runs)
+    look_again(settings, row, manifest, **runs)
     blend = soft_vote(result.stack)
     for member, found in zip(result.members, result.stack, strict=True):
-        score = (found.argmax(1) == manifest.labels).mean()
+        score = accuracy(found, manifest.labels)
         print(f"{member.model}, seed {member.seed}: {score:.4f} out of fold")
-    print(f"vote, out of fold: {(blend.argmax(1) == manifest.labels).mean():.4f}")
+    print(f"vote, out of fold: {accuracy(blend, manifest.labels):.4f}")
     print(
         write_submission(
-            settings.out / "submission.csv",
+            out / "submission.csv",
             soft_vote(result.test_stack.reshape(-1, len(test), classes)),
             ids=test.ids,
             classes=manifest.classes,
             sample=settings.data / "sample_submission.csv",
         )
     )
+    write_report(out, manifest=manifest, test=test, pictures=out)
 
 
 def main(settings: Settings) -> None:
@@ -221,11 +323,15 @@ def main(settings: Settings) -> None:
     if not settings.table and settings.variant in VOTES:
         test = Manifest.read_csv(settings.data / "test.csv", classes=manifest.classes)
         return vote(settings, manifest, test)
-    lines = ["| variant | accuracy, mean | spread | seeds |", "|---|---|---|---|"]
+    lines = ["| variant | accuracy, mean | spread | seeds | with views |", "|---|---|---|---|---|"]
     for name in settings.rows if settings.table else [settings.variant]:
-        scores = claim(settings, name, manifest)
-        each = " ".join(f"{score:.4f}" for score in scores)
-        lines.append(f"| {name} | {np.mean(scores):.4f} | {np.std(scores):.4f} | {each} |")
+        if name == "span" and settings.sr_weights is None:
+            print("span: left out, it takes --sr-weights FILE")
+            continue
+        found = claim(settings, name, manifest)
+        plain, each = found["plain"], " ".join(f"{score:.4f}" for score in found["plain"])
+        views = f"{np.mean(found['views']):.4f}" if settings.view_sizes else ""
+        lines.append(f"| {name} | {np.mean(plain):.4f} | {np.std(plain):.4f} | {each} | {views} |")
         (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     return None

@@ -73,6 +73,7 @@ class Settings:
     pretrained: bool = True
     checkpoint_path: Path | None = None  # weights file; default: fetched by timm
     size: int = 224  # what images are enlarged to
+    zero_init: bool = False  # start the resizer at the bilinear image; the source's at random
     epochs: int = 300
     milestones: tuple[int, ...] = (100, 150)  # epochs after which the learning rate falls tenfold
     batch_size: int = 128
@@ -113,8 +114,8 @@ def run(settings: Settings, variant: str, train: Manifest, test: Manifest) -> np
     def build() -> Classifier:
         resizer = None
         if enlarge in ("resizer", "cbam"):
-            attention = "cbam" if enlarge == "cbam" else None
-            resizer = LearnableResizer(settings.size, attention=attention)
+            attention, start = "cbam" if enlarge == "cbam" else None, settings.zero_init
+            resizer = LearnableResizer(settings.size, attention=attention, zero_init=start)
         model = LowResClassifier(
             settings.backbone,
             len(train.classes),

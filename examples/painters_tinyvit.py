@@ -161,8 +161,10 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
         extra[rarest[: round(share * len(counts))]] += 5
     network = None
     if settings.style_backbone is not None:
-        weights = settings.checkpoint_paths.get(settings.style_backbone, "")
-        network = timm.create_model(settings.style_backbone, checkpoint_path=str(weights))
+        weights = str(settings.checkpoint_paths.get(settings.style_backbone, ""))
+        fetched = settings.pretrained and not weights
+        torch.manual_seed(0)  # without weights, the same network in every call
+        network = timm.create_model(settings.style_backbone, fetched, checkpoint_path=weights)
     transfer = StyleTransfer(
         network,
         content_layers=settings.content_layers,
@@ -173,8 +175,8 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
     to = {int(k): int(counts[k] + extra[k]) for k in np.flatnonzero(extra)}
     named = {known.classes[k]: count for k, count in to.items()}
     made = transfer.top_up(known, settings.out / "styled", to=named, rows=rows.tolist())
-    pairs = draw_style_pairs(known.labels.tolist(), to=to, rows=rows.tolist())[::4][:5]
-    shown = [(c, s, len(known) + 4 * n) for n, (c, s, _) in enumerate(pairs)]
+    pairs = draw_style_pairs(known.labels.tolist(), to=to, rows=rows.tolist())
+    shown = [(c, s, len(known) + place) for place, (c, s, _) in enumerate(pairs)][::4][:5]
     images = MultiResolutionDataset(made)
     columns = ([images[row].image for row in column] for column in zip(*shown, strict=True))
     style_panel(*columns, settings.out / "styled.png")
@@ -255,12 +257,12 @@ def main(settings: Settings) -> None:
     known = Manifest.read_csv(settings.data / "train.csv", label="artist")
     read = partial(Manifest.read_csv, label="artist", classes=known.classes)
     test, folds = read(settings.data / "test.csv"), np.full(len(known), -1)
+    write_overview(known, settings.out / "overview")
     if (settings.data / "val.csv").exists():
         known = Manifest.join([known, read(settings.data / "val.csv")])
         folds = np.pad(folds, (0, len(known) - len(folds)))
     else:
         folds[StratifiedFolds().hold_out(known.labels)[1]] = 0
-    write_overview(known, settings.out / "overview")
     if (settings.data / "artists.csv").exists():
         with (settings.data / "artists.csv").open(newline="", encoding="utf-8") as file:
             genres = [row["genre"] for row in csv.DictReader(file)]
@@ -286,11 +288,11 @@ def main(settings: Settings) -> None:
         cells = [f"{value:.4f}" for value in (np.mean(scores), np.std(scores), np.mean(answer))]
         lines.append(f"| {name} | {' | '.join(cells).replace('nan', '-')} | {source} |")
         (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    # Rows with new works, or other folds, are not rows of one ensemble.
-    same = [name for name in found if name != "folds" and not ROWS[name].style]
-    if len(same) > 1:
-        blend = summarise([settings.out / name for name in same])
-        ensemble_table(blend, settings.out / "ensemble.png")
+    # Rows with new works, or other folds, do not fit into one ensemble; some rows are the same.
+    fit = [name for name in found if name != "folds" and not ROWS[name].style]
+    different = {found[name].stack.tobytes(): settings.out / name for name in fit}
+    if len(different) > 1:
+        ensemble_table(summarise([*different.values()]), settings.out / "ensemble.png")
     print("\n".join(lines))
     print(f"macro-F1, mean and spread over seeds {settings.seeds}; {settings.out}")
 

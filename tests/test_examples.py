@@ -79,6 +79,39 @@ def test_birds_beit_names_the_fault_in_the_users_files(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--variant", "span"], "the row `span` takes --sr-weights FILE"),
+        (["--row", "srcnn"], "the row srcnn learns from one fold's rows: it is for --table"),
+    ],
+)
+def test_birds_multiresolution_says_what_a_row_needs(
+    arguments: list[str], words: str, toy: Path, tmp_path: Path
+) -> None:
+    done = run("birds_multiresolution.py", "--data", toy, "--out", tmp_path, *arguments)
+    assert done.returncode != 0
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_birds_that_high_images_taught_are_blended_with_others(tmp_path: Path) -> None:
+    outs = [tmp_path / row for row in ("low-cosine", "pair-cosine")]
+    for out in outs:
+        done = run("birds_multiresolution.py", "--quick", "--row", out.name, "--out", out)
+        assert done.returncode == 0, done.stderr
+    assert "the teacher, on high images: " in done.stdout
+    assert (outs[1].with_name("pair-cosine-teachers")).is_dir()
+    command = [sys.executable, "-m", "lowres_vision", "ensemble", *outs]
+    command += ["--submission", tmp_path / "blend.csv"]
+    blended = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert blended.returncode == 0, blended.stderr
+    assert blended.stdout.count("its views") == 4  # two backbones, each trained in two ways
+    assert (tmp_path / "blend.csv").is_file()
+
+
+PICTURES = ("learning_curves", "confusion", "test_confusion", "test_images")
 SCRIPTS = {  # script: what it prints of the row that --quick trains
     "birds_beit.py": "out-of-fold accuracy ",
     "birds_multiresolution.py": "vote, out of fold: ",
@@ -87,12 +120,23 @@ SCRIPTS = {  # script: what it prints of the row that --quick trains
     "painters_tinyvit.py": "| SFCA | ",
 }
 
+IN_OUT = {  # script: what else it leaves
+    "cifar10_resizer.py": [f"cbam-cutmix/{name}.png" for name in (*PICTURES, "resizer")],
+    "landmark_gem_arcface.py": ["overview_val/counts.txt", *(f"12/{p}.png" for p in PICTURES)],
+    "painters_tinyvit.py": [
+        "overview/sizes.png",
+        "submission_SFCA.csv",
+        *(f"SFCA/{name}.png" for name in PICTURES),
+    ],
+}
+
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s != "cifar10_resizer.py"])
 def test_quick(script: str, tmp_path: Path) -> None:
     done = run(script, "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert SCRIPTS[script] in done.stdout
+    assert not [name for name in IN_OUT.get(script, []) if not (tmp_path / name).is_file()]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +146,16 @@ def test_what_is_finished_is_read_back(script: str, tmp_path: Path) -> None:
     done, again = (run(script, "--quick", "--out", tmp_path) for _ in range(2))
     assert again.returncode == 0, done.stderr + again.stderr
     assert SCRIPTS[script] in done.stdout
+    assert not [name for name in IN_OUT.get(script, []) if not (tmp_path / name).is_file()]
+    assert again.stdout.splitlines()[-2] == done.stdout.splitlines()[-2]
+    assert "Epoch" not in again.stdout
+
+
+@pytest.mark.slow
+def test_restyled_works_are_the_same_in_a_second_call(tmp_path: Path) -> None:
+    arguments = ("--quick", "--variant", "style", "--out", tmp_path)
+    done, again = (run("painters_tinyvit.py", *arguments) for _ in range(2))
+    assert again.returncode == 0, done.stderr + again.stderr
     assert again.stdout.splitlines()[-2] == done.stdout.splitlines()[-2]
     assert "Epoch" not in again.stdout
 
@@ -124,3 +178,6 @@ def test_every_row_runs(script: str, tmp_path: Path) -> None:
     help_text = run(script, "--help").stdout
     assert len(rows) >= 4
     assert all(line.split("|")[1].strip() in help_text for line in rows)
+    if script == "painters_tinyvit.py":
+        assert (tmp_path / "ensemble.png").is_file()
+        assert (tmp_path / "styled.png").is_file()

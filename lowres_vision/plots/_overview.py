@@ -11,6 +11,8 @@ from lowres_vision._files import write_whole
 from lowres_vision.data import Manifest, count_by_class, count_values, format_table, image_sizes
 from lowres_vision.plots._counts import class_counts, column_counts, size_scatter
 
+_ACROSS = 30  # values of a column that a table by class holds side by side
+
 
 def write_overview(
     manifest: Manifest,
@@ -20,9 +22,10 @@ def write_overview(
 ) -> Path:
     """Write the counts of a data set: rows by class, image sizes, values of each further column.
 
-    ``counts.txt`` has them as tables, with the empty cells of each column, and each column's values
-    by class; ``class_counts.png``, ``sizes.png`` and one picture for each further column, named
-    after it, show them. A column in which every cell is another, a file name say, is left out.
+    ``counts.txt`` has them as tables, with the empty cells of each column, and a column's values by
+    class where they are 30 at most; ``class_counts.png``, ``sizes.png`` and one picture for each
+    further column, named after it, show them. A column in which every cell is another, a file name
+    say, is left out.
 
     Args:
         manifest: The rows.
@@ -66,7 +69,7 @@ def write_overview(
         if len(counts) == len(manifest):
             continue
         parts.append(f"by {name}\n{format_table(counts)}")
-        if manifest.labelled:
+        if manifest.labelled and len(counts) <= _ACROSS:
             values, table = count_by_class(manifest, name)
             parts.append(format_table(table, rows=manifest.classes, columns=values))
         file = re.sub(r"\W+", "_", name)
