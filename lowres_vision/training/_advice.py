@@ -15,6 +15,21 @@ _NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate mem
 # As PyTorch says it where it waits for a batch, and where its signal handler happens to run.
 _WORKER_DIED = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited|is killed by)"
 _PEER_DIED = ("reset by peer", "closed by peer", "Broken pipe")  # gloo; NCCL raises a DistError
+_GO_ON = "start the same command again, and the run goes on from its last checkpoint"
+
+
+@contextmanager
+def full_disk(directory: Path) -> Iterator[None]:
+    """Say of a full disk what to do about it, in an OSError of a run in ``directory``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        words = f"no space is left to write {error.filename or directory}; files are replaced whole"
+        raise OSError(
+            error.errno, f"{words}, so what was saved before is intact. Free some, and {_GO_ON}"
+        ) from error
 
 
 @contextmanager
@@ -38,10 +53,8 @@ def advice(
 
     Raises:
         torch.OutOfMemoryError: Of a device or of the machine.
-        OSError: Of a disk.
         RuntimeError: Of a loader process, or another process of the run, that died.
     """
-    go_on = "start the same command again, and the run goes on from its last checkpoint"
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -51,15 +64,8 @@ def advice(
         calls = traceback.extract_tb(error.__traceback__)
         if not any(call.name == "_try_get_data" for call in calls):
             raise
-        text = _dead_worker(directory, workers, rows_of(None), go_on, error)
+        text = _dead_worker(directory, workers, rows_of(None), error)
         raise RuntimeError(text) from error
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        words = f"no space is left to write {error.filename or directory}; files are replaced whole"
-        raise OSError(
-            error.errno, f"{words}, so what was saved before is intact. Free some, and {go_on}"
-        ) from error
     except RuntimeError as error:
         text = str(error)
         if any(words in text for words in _NO_MEMORY):
@@ -67,25 +73,23 @@ def advice(
             raise torch.OutOfMemoryError(text) from error
         if died := re.search(_WORKER_DIED, text):
             rows = rows_of([int(number) for number in died[1].split(",")])
-            raise RuntimeError(_dead_worker(directory, workers, rows, go_on, error)) from error
+            raise RuntimeError(_dead_worker(directory, workers, rows, error)) from error
         if isinstance(error, DistError) or any(words in text for words in _PEER_DIED):
             raise RuntimeError(
                 f"another process of {directory} is gone, and this one cannot go on alone. What it "
                 f"died of is in its own output and in errors.txt; one that the system killed left "
-                f"no words. To all of them: {go_on}. The connection said: {_short(error)}"
+                f"no words. To all of them: {_GO_ON}. The connection said: {_short(error)}"
             ) from error
         raise
 
 
-def _dead_worker(
-    directory: Path, workers: int, rows: Sequence[int], go_on: str, error: BaseException
-) -> str:
+def _dead_worker(directory: Path, workers: int, rows: Sequence[int], error: BaseException) -> str:
     read = f", with rows {', '.join(map(str, rows))} being read" if rows else ""
     return (
         f"one of the {workers} loader processes of {directory} died{read}. As a rule the system "
         f"killed it for want of memory: give fewer `workers`, or another machine; the outcome is "
         f"the same with any number. If it dies at the same rows again, one of their files is at "
-        f"fault: `audit` finds it. Then {go_on}. PyTorch said: {_short(error)}"
+        f"fault: `audit` finds it. Then {_GO_ON}. PyTorch said: {_short(error)}"
     )
 
 

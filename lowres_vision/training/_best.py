@@ -57,9 +57,10 @@ class BestWeights(L.Callback):
         epochs = [_name(epoch) for _, epoch in self.kept] if self.keep > 1 else []
         return [self.path.name, *epochs]
 
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Have everything written before loader processes are forked."""
-        self._writer.wait()
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Have everything written before validation forks loader processes, and calls any hook."""
+        if trainer.is_last_batch:
+            self._writer.wait()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Have everything written."""
@@ -68,11 +69,13 @@ class BestWeights(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Compare the epoch's score with those kept."""
         # A resumed run knows no training scores from before; the file must not tell the two apart.
-        scores = {
+        found = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("val_")
         }
+        # Devices may round a loss differently, and all have to put the same weights whole.
+        scores = trainer.strategy.broadcast(found)
         if not np.isfinite(scores["val_loss"]):
             raise FloatingPointError(
                 f"val_loss is {scores['val_loss']} after epoch {trainer.current_epoch}; "

@@ -144,7 +144,6 @@ class FoldRun:
         """Train, leave ``classifier`` with its best weights, and return the epoch they are of.
 
         Raises:
-            OSError: If the disk is full; what was saved before is intact.
             torch.OutOfMemoryError: If a device or the machine has no memory left.
             RuntimeError: If a loader process died.
         """

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,8 @@ def closing(loggers: Sequence[Logger]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _close(loggers, f"{type(error).__name__}: {error}")
+        with suppress(Exception):  # the block's error is told as it is
+            _close(loggers, f"{type(error).__name__}: {error}")
         raise
     _close(loggers, "")
 

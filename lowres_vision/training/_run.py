@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lowres_vision._files import write_arrays, write_whole
 from lowres_vision.data import BalancedSampler, Manifest, MultiResolutionDataset
 from lowres_vision.ensemble import OutOfFold
+from lowres_vision.training._advice import full_disk
 from lowres_vision.training._best import Monitor
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._data import Collate, PairsDataModule
@@ -161,7 +162,8 @@ def execute(run: Run) -> None:
             only_predictions = damaged == ["predictions.npz"]
             book = {**book, "stage": "trained" if only_predictions else "training"}
         if book["stage"] != "done":
-            _train_and_predict(run, book)
+            with full_disk(run.directory):
+                _train_and_predict(run, book)
 
 
 def _train_and_predict(run: Run, book: dict[str, Any]) -> None:
@@ -191,7 +193,7 @@ def _train_and_predict(run: Run, book: dict[str, Any]) -> None:
         patience=settings.patience,
         keep=settings.keep,
         checkpoint_every=settings.checkpoint_every,
-        logger=settings.logger,
+        logger=settings.logger if book["stage"] == "training" else (),
         tags=settings.tags,
         callbacks=settings.callbacks,
         devices=settings.devices,

@@ -36,11 +36,12 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         # `fully_shard` refuses channels_last.
         data = value.data.to(mesh.device_type).contiguous(memory_format=torch.contiguous_format)
         dist.broadcast(data, 0)
-        value.data = data
+        value.data = data.to(value.device)  # the device takes one block at a time
     for part in reversed([*module.modules()]):
         if isinstance(part, nn.Sequential | nn.ModuleList):
             for block in part:
-                if next(block.children(), None) is not None:
+                listed = isinstance(block, nn.ModuleList | nn.ModuleDict)  # has no forward
+                if not listed and next(block.children(), None) is not None:
                     fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
     for name in _METHODS:

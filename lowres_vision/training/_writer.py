@@ -18,7 +18,7 @@ class Writer:
     thread that waits. As a context it is done with all of them at the end of the block.
 
     Args:
-        most: Calls that may wait to be done; the next one then waits itself.
+        most: Calls not done yet, that under way among them, from which on the next one waits.
     """
 
     def __init__(self, *, most: int = 3) -> None:
@@ -26,6 +26,7 @@ class Writer:
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = Condition()
         self._thread: Thread | None = None
+        self._at_work = False
         self._error: BaseException | None = None
 
     def submit(self, call: Callable[[], None]) -> None:
@@ -37,10 +38,11 @@ class Writer:
         with self._changed:
             self._changed.wait_for(lambda: self._error or len(self._calls) < self._most)
             self._raise()
+            if not self._at_work:
+                thread = Thread(target=self._work, name="writer", daemon=True)
+                thread.start()  # which fails where there may be no more
+                self._thread, self._at_work = thread, True
             self._calls.append(call)
-            if self._thread is None:
-                self._thread = Thread(target=self._work, name="writer", daemon=True)
-                self._thread.start()
 
     def wait(self) -> None:
         """Return when everything is written.
@@ -48,9 +50,9 @@ class Writer:
         Raises:
             BaseException: What a call raised.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._thread is None)
-            self._raise()
+        if self._thread is not None:
+            self._thread.join()
+        self._raise()
 
     def __enter__(self) -> Self:
         return self
@@ -71,8 +73,7 @@ class Writer:
         while True:
             with self._changed:
                 if not self._calls:
-                    self._thread = None
-                    self._changed.notify_all()
+                    self._at_work = False
                     return
                 call = self._calls[0]
             try:

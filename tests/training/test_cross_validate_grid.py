@@ -165,11 +165,12 @@ def test_two_processes_cannot_be_at_one_run(manifest: Manifest, tmp_path: Path) 
         once(manifest, tmp_path)
 
 
+@pytest.mark.parametrize("synced", [7, 11])  # in the second epoch, and after training
 def test_a_full_disk_loses_nothing(
-    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synced: int, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = once(manifest, tmp_path / "unbroken", epochs=3)
-    fsync, left = os.fsync, [10]  # somewhere in the second epoch
+    fsync, left = os.fsync, [synced]
 
     def full(handle: int) -> None:
         left[0] -= 1
@@ -181,8 +182,12 @@ def test_a_full_disk_loses_nothing(
     with pytest.raises(OSError, match=r"no space is left .* start the same command again"):
         once(manifest, tmp_path / "full", epochs=3)
     monkeypatch.setattr(os, "fsync", fsync)
-    assert (tmp_path / "full" / "fold_0" / "training.checkpoint").exists()
-    assert "No space left" in (tmp_path / "full" / "fold_0" / "errors.txt").read_text()
+    fold = tmp_path / "full" / "fold_0"
+    if synced == 7:
+        assert (fold / "training.checkpoint").exists()
+        assert "No space left" in (fold / "errors.txt").read_text()
+    else:
+        assert json.loads((fold / "run.json").read_text())["stage"] == "trained"
     found = once(manifest, tmp_path / "full", epochs=3)
     assert np.array_equal(found.probabilities, expected.probabilities, equal_nan=True)
     for name in ("metrics.csv", "best.safetensors", "predictions.npz"):

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, StratifiedFolds
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.training import Classifier, cross_validate, make_loggers
+from lowres_vision.training._loggers import closing
 
 
 def test_csv_and_tensorboard_hold_what_was_logged(tmp_path: Path) -> None:
@@ -186,3 +188,45 @@ def test_wandb_keeps_conditions_scores_use_and_errors(
         "CrossEntropyLoss/fold_1": 0,
         "NotFinite/fold_0": 1,
     }
+
+
+def test_an_error_is_told_as_it_is_where_a_service_is_gone(tmp_path: Path) -> None:
+    class Gone(WandbLogger):
+        def __init__(self) -> None:
+            pass
+
+        @property
+        def experiment(self) -> Any:
+            raise ConnectionError("of the service")
+
+    with pytest.raises(KeyError, match="of the run"), closing([Gone()]):
+        raise KeyError("of the run")
+    with pytest.raises(ConnectionError, match="of the service"), closing([Gone()]):
+        pass
+
+
+def test_a_run_that_only_predicts_again_is_none_to_the_loggers(
+    toy_manifest: Manifest, patch_net: Any, tmp_path: Path
+) -> None:
+    """Nobody would end it, and W&B would take the next fold for a part of it."""
+
+    def validate() -> list[Path]:
+        cross_validate(
+            toy_manifest,
+            lambda: Classifier(
+                patch_net(),
+                CrossEntropyLoss(),
+                transform=BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
+                optimizer=partial(torch.optim.SGD, lr=0.125),
+            ),
+            out=tmp_path,
+            folds=StratifiedFolds(2),
+            epochs=1,
+            logger="tensorboard",
+        )
+        return sorted(tmp_path.rglob("events.*"))
+
+    events = validate()
+    (tmp_path / "fold_0" / "predictions.npz").unlink()
+    assert validate() == events
+    assert (tmp_path / "fold_0" / "predictions.npz").is_file()

@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 
 from lowres_vision.training.__main__ import main
 from lowres_vision.training._checkpoint import read_checkpoint
 from lowres_vision.training._fold import FoldRun
+from lowres_vision.training._sharding import shard
 
 RUN: dict[str, Any] = {"workers": 0, "model": "plain", "epochs": 7, "keep": 7, "patience": 9}
 
@@ -113,3 +118,33 @@ def test_what_does_not_go_with_it_is_refused(tmp_path: Path) -> None:
         FoldRun(tmp_path, strategy="fsdp", precision="16-mixed", **usual)
     with pytest.raises(ValueError, match=r"must be 'fsdp' to share .* got 'deepspeed'"):
         FoldRun(tmp_path, strategy="deepspeed", precision="32-true", **usual)
+
+
+class Stages(nn.Module):
+    """Blocks by stage, as in HRNet: a list of lists, which have no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(2))
+            for _ in range(2)
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                features = block(features)
+        return features
+
+
+def test_lists_of_lists_of_blocks_are_shared_out_block_by_block() -> None:
+    model, features = Stages(), torch.randn(5, 4)
+    expected = model(features)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        shard(model, init_device_mesh("cpu", (1,)))
+        torch.testing.assert_close(model(features), expected)
+    finally:
+        dist.destroy_process_group()
+    parts = [name for name, part in model.named_modules() if isinstance(part, FSDPModule)]
+    assert parts == ["", *(f"stages.{stage}.{block}" for stage in (0, 1) for block in (0, 1))]

@@ -1,22 +1,33 @@
 import errno
+import os
 import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from lowres_vision.augment import BatchTransform
+from lowres_vision.data import Manifest
+from lowres_vision.losses import CrossEntropyLoss
+from lowres_vision.training import Classifier, _checkpoint, cross_validate
 from lowres_vision.training._writer import Writer
 
 
 def test_calls_are_done_in_order_while_the_caller_goes_on() -> None:
     done: list[int] = []
     gate = threading.Event()
-    writer = Writer()
+    writer = Writer(most=4)
     writer.submit(gate.wait)
-    for number in range(3):
+    for number in range(2):
         writer.submit(lambda number=number: done.append(number))
     assert done == []
     gate.set()
     writer.wait()
-    assert done == [0, 1, 2]
+    assert done == [0, 1]
 
 
 def test_nothing_is_done_behind_an_error_and_it_is_raised_once() -> None:
@@ -78,7 +89,55 @@ def test_no_thread_is_left_when_all_is_written() -> None:
     writer = Writer()
     writer.submit(lambda: None)
     writer.wait()
-    for thread in threading.enumerate():
-        if thread.name == "writer":
-            thread.join(5)
     assert threading.active_count() == before
+
+
+def test_a_thread_that_cannot_start_is_an_error_and_nothing_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    writer = Writer()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            writer.submit(lambda: None)
+    waiting = threading.Thread(target=writer.wait, daemon=True)
+    waiting.start()
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_no_loader_process_is_forked_while_files_are_written(
+    toy_manifest: Manifest, patch_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Disks take longer than a toy epoch; each validation forks a process."""
+    threads: list[list[str]] = []
+    fork, write_whole = os.fork, _checkpoint.write_whole
+
+    def watched() -> int:
+        threads.append([thread.name for thread in threading.enumerate()])
+        return fork()
+
+    def slow(path: Path, data: bytes) -> None:
+        time.sleep(0.5)
+        write_whole(path, data)
+
+    monkeypatch.setattr(os, "fork", watched)
+    monkeypatch.setattr(_checkpoint, "write_whole", slow)
+    cross_validate(
+        toy_manifest,
+        lambda: Classifier(
+            patch_net(),
+            CrossEntropyLoss(),
+            transform=BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+        ),
+        out=tmp_path,
+        folds=np.arange(len(toy_manifest)) % 3 - 1,
+        epochs=2,
+        workers=1,
+    )
+    assert len(threads) >= 2 * (1 + 2)  # training, and each epoch's validation, of two folds
+    assert not [names for names in threads if "writer" in names]
