@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -335,6 +336,81 @@ def test_checkpoint_heeds_hooks():
     saving.fuse[0].register_forward_hook(lambda *_: calls.append(1))
     assert_trains_alike(copy.deepcopy(saving), saving, (2, 3, 4, 4), steps=1)
     assert calls
+
+
+def _other_convolution(resizer):
+    resizer.fuse[0] = nn.Conv2d(16, 16, 3, padding=2, dilation=2)
+
+
+def _other_projection(resizer):
+    resizer.project = nn.Conv2d(16, 3, 7, padding=3)
+
+
+def _other_slope(resizer):
+    resizer.blocks[0].branch[2].negative_slope = 0.5
+
+
+def _norm_without_weights(resizer):
+    resizer.fuse[1] = nn.BatchNorm2d(16, affine=False)
+
+
+def _norm_that_keeps_its_statistics(resizer):
+    resizer.fuse[1].track_running_stats = False
+
+
+def _norm_that_does_not_count(resizer):
+    resizer.fuse[1].num_batches_tracked = None
+
+
+def _other_forward(resizer):
+    """As accelerate wraps the layers of a model."""
+    conv = resizer.fuse[0]
+    conv.forward = lambda x: 2 * F.conv2d(x, conv.weight, padding=1)
+
+
+def _normalised_weights(resizer):
+    nn.utils.parametrizations.weight_norm(resizer.project)
+
+
+CHANGES = (
+    _other_convolution,
+    _other_projection,
+    _other_slope,
+    _norm_without_weights,
+    _norm_that_keeps_its_statistics,
+    _norm_that_does_not_count,
+    _other_forward,
+    _normalised_weights,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__[1:])
+def test_checkpoint_heeds_changed_layers(change):
+    resizers = pair(8)
+    for resizer in resizers:
+        torch.manual_seed(1)
+        change(resizer)
+    assert_trains_alike(*resizers, (3, 3, 5, 5))
+
+
+@pytest.mark.parametrize("attention", [None, "cbam"])
+def test_checkpoint_under_the_transforms_of_torch_func(attention):
+    plain, saving = (resizer.double().eval() for resizer in pair(8, attention=attention))
+    x = images(2, 3, 4, 4, dtype=torch.float64)
+    expected, found = (
+        torch.func.grad(lambda image, r=resizer: r(image).square().sum())(x)
+        for resizer in (plain, saving)
+    )
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_checkpoint_can_be_traced():
+    resizer = randomise(LearnableResizer(8, checkpoint=True)).eval()
+    x = images(2, 3, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jit.trace is deprecated, and warns of every shape check
+        traced = torch.jit.trace(resizer, x)
+    torch.testing.assert_close(traced(x), resizer(x))
 
 
 def test_statistics_stay_where_they_are_when_the_backward_pass_fails():

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lowres_vision._checks import check_range, check_size
 from lowres_vision.attention import CBAM
+from lowres_vision.ops._resize.reference import exporting
 from lowres_vision.resizer._recompute import SLOPE, can_refine, refine, scratch_buffers
 
 
@@ -38,7 +39,8 @@ class LearnableResizer(nn.Module):
     computes the others again in the backward pass. Outputs and gradients are the same but for
     rounding, and the running statistics move once. On a CPU whose cores are free, and without
     ``attention``, a step takes about as long as without: it goes a few images at a time, which
-    saves as much in fresh memory as it costs in arithmetic.
+    saves as much in fresh memory as it costs in arithmetic. Changed or hooked layers go the
+    ordinary way; under ``torch.func`` it has no effect.
 
     On the CPU the layers work in ``torch.channels_last`` memory format, whatever that of ``x``
     and of the weights; the output has the format of ``x``.
@@ -129,11 +131,12 @@ class LearnableResizer(nn.Module):
         if x.device.type == "cpu":
             x = x.contiguous(memory_format=torch.channels_last)
         u = self.stem(x)  # (B, channels, H, W)
-        exporting = torch.compiler._is_exporting_flag  # is_exporting() errs up to torch 2.11
-        if not self.checkpoint or not torch.is_grad_enabled() or exporting:
+        if not self.checkpoint or not torch.is_grad_enabled() or exporting():
             return self._refine(u)
         if torch.compiler.is_compiling():  # the compiler itself lets statistics move once
             return checkpoint(self._refine, u, use_reentrant=False, preserve_rng_state=False)
+        if torch._C._are_functorch_transforms_active():  # they let nobody change what is saved
+            return self._refine(u)
         if can_refine(self, u):
             return refine(self, u)
         return checkpoint(

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 SLOPE = 0.2  # of every LeakyReLU
 _PART = 4 << 20  # bytes of an activation that is worked on at a time
-_LAYERS = (nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.LeakyReLU)
+_PAIR = (nn.Conv2d, nn.BatchNorm2d)
+_BRANCH = (*_PAIR, nn.LeakyReLU, *_PAIR)
+_CONV3 = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros", None)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -42,12 +44,13 @@ def refine(resizer: LearnableResizer, u: Tensor) -> Tensor:
 
 def can_refine(resizer: LearnableResizer, u: Tensor) -> bool:
     """Whether :func:`refine` serves: on the CPU, for layers as they were built, without hooks."""
-    blocks = set(resizer.blocks)
-    modules = [m for part in (resizer.blocks, resizer.fuse) for m in part.modules()]
-    as_built = all(m in blocks or type(m) in _LAYERS for m in modules)
-    watched = any(getattr(m, hooks) for m in (*modules, resizer.project) for hooks in _HOOKS)
-    values = len(u) * resizer.size[0] * resizer.size[1]
-    return u.device.type == "cpu" and as_built and not watched and values > 1
+    if u.device.type != "cpu" or len(u) * resizer.size[0] * resizer.size[1] <= 1:
+        return False
+    parts = (resizer.blocks, resizer.fuse, resizer.project)
+    modules = [module for part in parts for module in part.modules()]
+    watched = any(getattr(m, hooks) for m in modules for hooks in _HOOKS)
+    wrapped = any("forward" in vars(m) for m in modules)
+    return _as_built(resizer) and not watched and not wrapped
 
 
 @contextmanager
@@ -216,6 +219,25 @@ class _Network:
             dx.add_(F.batch_norm(x, mean, var, gamma, beta, eps=self.norms[i].eps))
 
 
+def _as_built(resizer: LearnableResizer) -> bool:
+    branches = [getattr(block, "branch", ()) for block in resizer.blocks]
+    layers = [layer for row in (*branches, resizer.fuse) for layer in row]
+    if [type(layer) for layer in layers] != [*_BRANCH * len(branches), *_PAIR]:
+        return False
+    # A parametrization has children; spectral_norm's changes whenever the weight is read.
+    project = hasattr(resizer.project, "kernel") and not list(resizer.project.children())
+    return project and all(map(_is_ours, layers))
+
+
+def _is_ours(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Conv2d):
+        geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
+        return (*geometry, layer.padding_mode, layer.bias) == _CONV3
+    if isinstance(layer, nn.BatchNorm2d):
+        return layer.affine
+    return isinstance(layer, nn.LeakyReLU) and layer.negative_slope == SLOPE
+
+
 def _layers(resizer: LearnableResizer) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     branches = [cast(nn.Sequential, block.branch) for block in resizer.blocks]
     pairs = [pair for branch in branches for pair in (branch[0:2], branch[3:5])]
@@ -233,12 +255,13 @@ def _moments(norm: nn.BatchNorm2d, x: Sequence[Tensor]) -> _Moments:
     shares = means.new_tensor([part[:, 0].numel() / values for part in x])[:, None]
     mean = (shares * means).sum(0)
     var = (shares * (variances + (means - mean).square())).sum(0)
-    if norm.running_mean is not None and norm.running_var is not None:
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked.add_(1)
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         momentum = norm.momentum
-        if momentum is None:
-            momentum = 1 / int(norm.num_batches_tracked)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1 / int(norm.num_batches_tracked)
+        momentum = momentum or 0.0
         norm.running_mean.lerp_(mean, momentum)
         norm.running_var.lerp_(var * (values / (values - 1)), momentum)
     return _Moments(mean, var, of_batch=True)

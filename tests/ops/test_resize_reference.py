@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from lowres_vision.ops import Mix, resize
+from lowres_vision.ops._resize.reference import exporting
 
 FILTERS = list(itertools.product(("bilinear", "bicubic"), (False, True)))
 PIL_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -217,3 +218,11 @@ def test_cutmix_equals_pasting_the_partner():
         ]
     ours = reference(x, (8, 9), mix=Mix(partner, torch.rand(4), box))
     assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_exporting_is_known_without_the_private_flag(answer, monkeypatch):
+    assert not exporting()
+    monkeypatch.delattr(torch.compiler, "_is_exporting_flag", raising=False)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: answer)
+    assert exporting() == answer

@@ -107,8 +107,11 @@ def compose(
 
 def exporting() -> bool:
     """Whether a graph is being written that should hold what every runtime knows."""
-    # Up to torch 2.11, is_exporting() is true in all that torch.compile traces.
-    return torch.compiler._is_exporting_flag or torch._C._get_tracing_state() is not None
+    # Up to torch 2.11, is_exporting() is true in all that torch.compile traces. The flag is
+    # private, and may go one day.
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    exported: bool = torch.compiler.is_exporting() if flag is None else flag
+    return exported or torch._C._get_tracing_state() is not None
 
 
 def sum_dtype(*dtypes: torch.dtype) -> torch.dtype:
