@@ -134,7 +134,7 @@ def _read_classifier(model: LowResClassifier) -> Arguments:
 def _make_classifier(
     *, timm_args: Arguments, head: nn.Module, channels_last: bool, **arguments: Any
 ) -> LowResClassifier:
-    if refused := timm_args.keys() & _OF_WEIGHTS:
+    if refused := _OF_WEIGHTS & (timm_args.keys() | arguments.keys()):
         raise ValueError(f"it gives timm {sorted(refused)}, which no predictor file needs")
     model = LowResClassifier(**arguments, **timm_args)
     model.add_module("head", head)

@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,8 +96,12 @@ def model_of(record: dict) -> dict:
     return parts["1"]["arguments"]
 
 
+def set_model(**arguments: object) -> object:
+    return lambda record, tensors: model_of(record).update(arguments)
+
+
 def set_backbone(name: object) -> object:
-    return lambda record, tensors: model_of(record).update(backbone=name)
+    return set_model(backbone=name)
 
 
 def set_timm(**arguments: object) -> object:
@@ -118,9 +123,6 @@ HOSTILE = {
     "a backbone to fetch": set_backbone("hf-hub:somebody/something"),
     "a backbone in a folder": set_backbone("local-dir:/tmp/somewhere"),
     "a backbone that is no text": set_backbone(7),
-    "weights from elsewhere": set_timm(checkpoint_path="/tmp/evil.pth"),
-    "weights to fetch": set_timm(pretrained=True),
-    "another configuration": set_timm(pretrained_cfg_overlay={"mapping": {"url": "http://x"}}),
     "another backbone": set_backbone("test_resnet"),
     "another width": set_timm(embed_dim=32),
     "no members": lambda r, t: r.update(members=[]),
@@ -151,6 +153,21 @@ def test_a_record_of_somebody_elses_is_refused(
     with pytest.raises(ValueError, match=r"changed\.safetensors asks for a predictor that cannot"):
         Predictor.load(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", [set_model, set_timm], ids=["model", "timm"])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"pretrained": True}, {"checkpoint_path": "x"}, {"pretrained_cfg_overlay": {"mapping": {}}}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_a_record_brings_no_weights_from_elsewhere(
+    place: Any, arguments: dict[str, object], written: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "changed.safetensors"
+    rewritten(written, path, place(**arguments))
+    with pytest.raises(ValueError, match=f"gives timm .'{next(iter(arguments))}'.*no predictor"):
+        Predictor.load(path)
 
 
 def test_no_memory_is_named(written: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ function openModel(files) {
     if (!file) throw new Problem("No .onnx file was chosen. Choose one, and with it a text file of names if it has none.");
     const names = list ? parseNames(await list.text()) : null;
     const opened = await Model.open(file.name, await file.arrayBuffer(), names);
-    if (!still()) return;
+    if (!still()) return void opened.session.release();
     model?.then(({ session }) => session.release(), () => {});
     model = Promise.resolve(opened);
     part("toy").hidden = part("samples").hidden = true;
