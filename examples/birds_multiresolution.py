@@ -325,7 +325,7 @@ def main(settings: Settings) -> None:
         return vote(settings, manifest, test)
     lines = ["| variant | accuracy, mean | spread | seeds | with views |", "|---|---|---|---|---|"]
     for name in settings.rows if settings.table else [settings.variant]:
-        if name == "span" and settings.sr_weights is None:
+        if settings.table and name == "span" and settings.sr_weights is None:
             print("span: left out, it takes --sr-weights FILE")
             continue
         found = claim(settings, name, manifest)
