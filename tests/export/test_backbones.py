@@ -3,10 +3,12 @@
 Real weights where the test data has them, random ones elsewhere. A fresh network gives nearly the
 same outputs for every photo, and any file would agree with that; so its convolutions keep the
 spread of what they read, its BatchNorm statistics are taken from the photos and its logits are
-brought to zero mean and unit variance over them. That also brings out its rounding: a random
-EfficientNet in float32 is 4e-5 from itself in float64, ten times as far as the others.
+brought to zero mean and unit variance over them. That also brings out its rounding. No file can be
+nearer to a network than that is to itself in float64, which is 3e-6 to 8e-6 for most of them, but
+4e-5 and more for a random EfficientNet: where it is above 1e-5, ten times as much is allowed.
 """
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,6 @@ BACKBONES = {  # name: (image size, arguments)
     "swin_tiny_patch4_window7_224": (224, {}),
     "tiny_vit_5m_224": (224, {}),
 }
-TOLERANCE = {"efficientnet_b0": 5e-4}
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,20 @@ def test_parity(
     images = photos if learned else resize(photos, size)
     if name not in REAL:
         _spread(model, images)
-    tolerance = TOLERANCE.get(name, 1e-4)
+    tolerance = max(1e-4, 10 * _rounding(model.eval(), images[:10]))
     certificate = export_onnx(model, tmp_path / "model.onnx", images, tolerance=tolerance)
     print(
-        f"\n{name} {learned=} {certificate.largest_difference:.1e} "
+        f"\n{name} {learned=} {certificate.largest_difference:.1e} of {tolerance:.1e}, "
         f"{certificate.same_class} same, {certificate.undecided} undecided"
     )
     assert certificate.tolerance == tolerance
     assert certificate.images == 100
+
+
+@torch.no_grad()
+def _rounding(model: LowResClassifier, images: torch.Tensor) -> float:
+    exact = copy.deepcopy(model).double()(images.double())
+    return float((model(images) - exact).abs().max())
 
 
 @torch.no_grad()
