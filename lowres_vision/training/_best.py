@@ -1,5 +1,6 @@
 """The weights of the epoch that a run keeps: the best on what it held out, or the last."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,20 +96,19 @@ class BestWeights(L.Callback):
     def _save(
         self, state: dict[str, Tensor], about: dict[str, Any], ranked: list[tuple[float, int]]
     ) -> None:
-        weights = copied(state)
         paths = [self.path] if self.epoch == about["epoch"] else []
         if self.keep > 1:
             paths.append(self.directory / _name(about["epoch"]))
         gone = [self.directory / _name(epoch) for _, epoch in ranked[self.keep :]]
 
-        def write() -> None:
+        def write(weights: dict[str, Tensor]) -> None:
             for path in paths:
                 write_weights(weights, path, about)
             for path in gone:
                 path.unlink(missing_ok=True)
                 path.with_name(f"{path.name}.json").unlink(missing_ok=True)
 
-        self._writer.submit(write)
+        self._writer.submit(lambda: partial(write, copied(state)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores and epochs kept."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class PlainCheckpoints(CheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
         """Copy ``checkpoint``, to be written to ``path``."""
-        self._writer.submit(_prepared(path, checkpoint))
+        self._writer.submit(partial(_prepared, path, checkpoint))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None

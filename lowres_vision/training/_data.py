@@ -102,10 +102,10 @@ class PairsDataModule(L.LightningDataModule):
             draw,
             per_epoch,
             self.batch_size,
-            epoch=self._epoch,
+            epoch=lambda: self.trainer.current_epoch if self.trainer else 0,
             start=lambda: self._start,
         )
-        return DataLoader(
+        return _Loader(
             self._noted(self.train),
             batch_sampler=batches,
             collate_fn=self.collate,
@@ -144,14 +144,6 @@ class PairsDataModule(L.LightningDataModule):
         self._in_flight = [*self._in_flight[-2:], noted]  # training, validation and prediction
         return noted
 
-    def _epoch(self) -> int:
-        """Return the epoch that a loader is started for.
-
-        A schedule that asks Lightning for the number of steps has it start the loaders of a
-        resumed run before it remembers the epoch, when its own count is still 0.
-        """
-        return max(self.trainer.current_epoch if self.trainer else 0, self._start[0])
-
     def _in_order(self, samples: Dataset[Any]) -> DataLoader[Batch | PairBatch]:
         count: int = len(samples)  # type: ignore[arg-type]
         return DataLoader(
@@ -179,6 +171,18 @@ def _shuffled(samples: int, per_epoch: int, *, seed: int, epoch: int, keyed: boo
     start = first - passes.start * samples
     part = drawn[start : start + per_epoch]
     return list(part) if keyed else [index for index, _ in part]
+
+
+class _Loader(DataLoader[Any]):
+    """Starts an epoch when its first batch is asked for, not when an iterator is made.
+
+    A schedule that asks Lightning for the number of steps has it make one while it sets up. What a
+    run that is resumed goes on with is known only later, how much so is up to the strategy; loader
+    processes that read ahead would by then have begun with the first batch of epoch 0.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class _Batches(Sampler[list[Any]]):

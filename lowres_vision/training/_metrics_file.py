@@ -82,7 +82,7 @@ class MetricsFile(Logger):
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write = partial(write_whole, self.path, text.getvalue().encode())
-        write() if self.writer is None else self.writer.submit(write)
+        write() if self.writer is None else self.writer.submit(lambda: write)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on behind the row that ``state`` names.

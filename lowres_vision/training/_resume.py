@@ -57,10 +57,12 @@ class Resumable(L.Callback):
         self._at_epoch_start = False
         self._sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._last_step = 0
+        self._resumed_step = 0
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Save the state between two epochs."""
-        if trainer.current_epoch:
+        """Save the state between two epochs, unless that is what the run was resumed from."""
+        # Nothing may be written yet when the first batch forks the loader processes.
+        if trainer.global_step != self._resumed_step:
             self._at_epoch_start = True
             trainer.save_checkpoint(self.path, weights_only=False)
             self._at_epoch_start = False
@@ -119,4 +121,4 @@ class Resumable(L.Callback):
         rank, _ = rank_and_world()
         if rank < len(checkpoint["sums"]):
             self._sums = checkpoint["sums"][rank]
-        self._last_step = checkpoint["global_step"]
+        self._last_step = self._resumed_step = checkpoint["global_step"]

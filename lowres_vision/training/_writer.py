@@ -10,18 +10,19 @@ from typing import Self
 class Writer:
     """Writes in a thread of its own, in the order of the calls, and stops at the first error.
 
-    What is written has to be a copy that training does not change. A process killed at any moment
-    has written the first so many of the files, and none of those behind: a checkpoint that is on
-    disk has the weights and scores beside it that it knows of.
+    What is written has to be a copy that training does not change. It is made when there is room
+    for it, so that no more than ``most`` copies are in memory, however slow the disk is. A process
+    killed at any moment has written the first so many of the files, and none of those behind: a
+    checkpoint that is on disk has the weights and scores beside it that it knows of.
 
     The thread ends when there is nothing left to write, so that no loader process is forked with a
     thread that waits. As a context it is done with all of them at the end of the block.
 
     Args:
-        most: Calls not done yet, that under way among them, from which on the next one waits.
+        most: Copies not written yet, that under way among them, from which on the next one waits.
     """
 
-    def __init__(self, *, most: int = 3) -> None:
+    def __init__(self, *, most: int = 2) -> None:
         self._most = most
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = Condition()
@@ -29,15 +30,17 @@ class Writer:
         self._at_work = False
         self._error: BaseException | None = None
 
-    def submit(self, call: Callable[[], None]) -> None:
-        """Have ``call`` done soon.
+    def submit(self, copy: Callable[[], Callable[[], None]]) -> None:
+        """Call ``copy`` as soon as there is room for one, and have what it returns called soon.
 
         Raises:
-            BaseException: What an earlier call raised; neither it nor those behind it are done.
+            BaseException: What ``copy`` raised, or an earlier call: it was not done, and neither
+                are those behind it.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._error or len(self._calls) < self._most)
             self._raise()
+            call = copy()
             if not self._at_work:
                 thread = Thread(target=self._work, name="writer", daemon=True)
                 thread.start()  # which fails where there may be no more

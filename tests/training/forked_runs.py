@@ -159,6 +159,8 @@ def work(job: dict, rank: int) -> None:
         batch_size=4,
         workers=job["workers"],
         checkpoint_every=1,
+        accumulate=job["accumulate"],
+        precision=job["precision"],
         clip_norm=0.1 if job["trick"] == "clip" else None,
         keep=job["keep"],
         patience=job["patience"],

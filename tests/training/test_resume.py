@@ -27,13 +27,8 @@ PLACES = {"step": 4, "saving": 9, "validation": 3, "between": 2}
                 (2, 0, 12, "ddp"),
                 (2, 2, 6, "ddp"),
                 (2, 0, 12, "fsdp"),
+                (2, 2, 6, "fsdp"),
             ]
-        ),
-        pytest.param(
-            *(2, 2, 6, "fsdp"),
-            # Resumed within an epoch it is trained on, but to other bits; without loader processes,
-            # and with them under "ddp", to the same.
-            marks=[pytest.mark.slow, pytest.mark.xfail(reason="not yet to the bit", strict=True)],
         ),
     ],
 )

@@ -70,6 +70,32 @@ def shapes(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value)
 
 
+@pytest.mark.parametrize(
+    ("arithmetic", "atol"),
+    [
+        ({"accumulate": 2}, 1e-5),
+        # Six steps of 0.01 by gradients that round otherwise, by 2**-8; ten times that, as some
+        # are sums whose terms cancel. Measured: 4e-4, and 1e-2 between bf16 and float32.
+        ({"precision": "bf16-mixed"}, 10 * 6 * 0.01 * 2**-8),
+    ],
+    ids=["accumulate", "bf16-mixed"],
+)
+def test_accumulation_and_bf16_go_with_it(
+    arithmetic: dict[str, Any], atol: float, machine: Any
+) -> None:
+    """Two that share train the weights of one, which are not those of plain float32 steps."""
+    short = {**RUN, "epochs": 2, "keep": 2}
+    found = []
+    for world, options in ((1, arithmetic), (2, arithmetic), (1, {})):
+        out = machine.folder / f"{'_'.join(arithmetic)}_{world}_{len(options)}"
+        machine.finish(out, world=world, strategy="fsdp", **{**short, **options})
+        found.append(load_file(out / "fold_0" / "epoch_1.safetensors"))
+    one, two, plain = found
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=atol)
+    assert any(not torch.allclose(one[name], plain[name], rtol=0, atol=atol) for name in one)
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_that_of_whole_weights_and_any_strategy_goes_on_from_it(
     machine: Any,
