@@ -24,7 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_DECODER = 1  # to be raised when decode_image gives other pixels for the same file
+_DECODER = 2  # to be raised when decode_image gives other pixels for the same file
 _TICK_NS = 2 * 10**9  # the coarsest clock of a file system in use, FAT's
 _log = logging.getLogger("lowres_vision")
 

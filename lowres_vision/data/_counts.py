@@ -12,6 +12,7 @@ from lowres_vision._checks import check_choice
 from lowres_vision.data._errors import DataError, Fault, limited
 from lowres_vision.data._manifest import Manifest
 from lowres_vision.data._open import open_image, upright_size
+from lowres_vision.data._rows import row_numbers
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
@@ -51,8 +52,8 @@ def count_values(
         Monet     1    1
     """
     values = _values(manifest, column)
-    chosen = values if rows is None else [values[row] for row in rows]
-    counts = Counter(chosen)
+    chosen = row_numbers(range(len(manifest)) if rows is None else rows, len(manifest))
+    counts = Counter(values[row] for row in chosen)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -76,7 +77,7 @@ def count_by_class(
     manifest.require_labels()
     cells = _values(manifest, column)
     names, inverse = np.unique(np.asarray(cells), return_inverse=True)
-    chosen = np.arange(len(manifest)) if rows is None else np.asarray(rows, dtype=np.int64)
+    chosen = row_numbers(range(len(manifest)) if rows is None else rows, len(manifest))
     counts = np.zeros((len(manifest.classes), len(names)), dtype=np.int64)
     np.add.at(counts, (manifest.labels[chosen], inverse[chosen]), 1)
     return tuple(names.tolist()), counts
@@ -115,13 +116,14 @@ def image_sizes(
         raise DataError(manifest.source, [fault])
     sizes = []
     faults = []
-    for row in range(len(manifest)) if rows is None else rows:
+    chosen = row_numbers(range(len(manifest)) if rows is None else rows, len(manifest))
+    for row in chosen.tolist():
         try:
             with open_image(manifest.root / paths[row]) as image:
                 sizes.append(upright_size(image))
         except DataError as error:
             reason, remedy = error.faults[0].reason, error.faults[0].remedy
-            faults.append(Fault(reason, remedy, int(row) + 1, path=paths[row]))
+            faults.append(Fault(reason, remedy, row + 1, path=paths[row]))
     if faults:
         raise DataError(manifest.source, limited(faults))
     return np.array(sizes, dtype=np.int64).reshape(-1, 2)

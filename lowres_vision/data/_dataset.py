@@ -23,6 +23,7 @@ from lowres_vision.data._decode_files import decode_files
 from lowres_vision.data._errors import DataError, Fault, limited
 from lowres_vision.data._image_table import ImageTable, Pixels, hold
 from lowres_vision.data._manifest import Manifest
+from lowres_vision.data._rows import row_numbers
 
 Resolution = Literal["low", "high", "both", "pair"]
 
@@ -78,6 +79,7 @@ class MultiResolutionDataset(Dataset[Sample | Pair]):
             of ``rows`` cannot be decoded, each named; on access, if a file or its image in the
             cache is damaged. A damaged file is named, never replaced by its neighbour.
         IndexError: If ``rows`` has a row outside the manifest.
+        TypeError: If ``rows`` are no row numbers: a mask, say.
         OSError: If the cache cannot be written, on a full disk for instance.
     """
 
@@ -98,12 +100,8 @@ class MultiResolutionDataset(Dataset[Sample | Pair]):
             remedy = "name it with `high_resolution=`, or use resolution='low'"
             raise DataError(manifest.source, [Fault(reason, remedy)])
         self.manifest = manifest
-        self.rows = np.arange(len(manifest)) if rows is None else np.asarray(rows, dtype=np.int64)
-        if self.rows.size and not 0 <= self.rows.min() <= self.rows.max() < len(manifest):
-            raise IndexError(
-                f"`rows` must be in 0..{len(manifest) - 1}, "
-                f"got {self.rows.min()}..{self.rows.max()}"
-            )
+        every = range(len(manifest))
+        self.rows = row_numbers(every if rows is None else rows, len(manifest))
         self.resolution = resolution
         self.transform = transform
         self.seed = seed

@@ -27,8 +27,8 @@ def decode_image(
         max_pixels: Largest width x height that is decoded; more is refused from the header alone.
 
     Raises:
-        DataError: If the file cannot be decoded, is too large, or holds float pixels, whose
-            range nothing states.
+        DataError: If the file cannot be decoded, is too large, or holds float or 32-bit pixels,
+            whose range nothing states.
     """
     with open_image(file, max_pixels=max_pixels) as image:
         pixels = np.array(to_rgb(image, background))

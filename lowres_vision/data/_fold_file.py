@@ -101,6 +101,7 @@ class FoldRecord:
             rows = tuple(FoldRow(*row) for row in found["rows"])
             if _digest(rows) != found["rows_sha256"]:
                 raise ValueError("its rows are not those it was written with")
+            _check_settings(found, {row.fold for row in rows})
             return cls(
                 n_splits=found["n_splits"],
                 shuffle=found["shuffle"],
@@ -145,6 +146,20 @@ class FoldRecord:
         if faults:
             raise DataError(f"{manifest.source} against {self.source}", faults)
         return np.array(fold_of, dtype=np.int64)
+
+
+def _check_settings(found: dict[str, Any], folds: set[int]) -> None:
+    """Raise ``ValueError`` unless the settings could have dealt rows to these folds."""
+    kinds: dict[str, type] = {"n_splits": int, "shuffle": bool, "seed": int, "share": float}
+    settings: dict[str, Any] = {"share": 0.5, **found}
+    for name, kind in kinds.items():
+        value = settings[name]
+        same_kind = type(value) is kind  # a bool is an int, but no number of folds
+        if not same_kind or value < 0:
+            raise ValueError(f"its {name} is {value!r}")
+    first, last = (-1, 0) if "share" in found else (0, found["n_splits"] - 1)
+    if (min(folds), max(folds), len(folds)) != (first, last, last - first + 1):
+        raise ValueError(f"its rows are in folds {sorted(folds)}, not {first}..{last}")
 
 
 def _rows(manifest: Manifest, digests: Digests) -> list[FoldRow]:

@@ -85,7 +85,9 @@ class Tree:
             self._fault(folder, f"cannot be read ({error.strerror})", "mend its permissions")
             return found
         for name, is_folder in sorted(listed, key=lambda entry: _order(entry[0])):
-            if _is_dropping(name):
+            if (shown := name.encode(errors="backslashreplace").decode()) != name:
+                self._fault(folder + shown, "has a name that is no UTF-8 text", "rename it")
+            elif _is_dropping(name):
                 self._note(folder + name, "is hidden" if name[0] == "." else "is a system's own")
             else:
                 found[0 if is_folder else 1].append(folder + name)

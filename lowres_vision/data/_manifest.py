@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lowres_vision.data._errors import DataError, Fault
 from lowres_vision.data._folders import SPLITS, beside_splits
-from lowres_vision.data._rows import Rows, common_folder, read_folder_rows, read_rows
+from lowres_vision.data._rows import Rows, common_folder, read_folder_rows, read_rows, row_numbers
 
 _BLOCK = 2**16
 
@@ -265,13 +265,10 @@ class Manifest(Rows):
 
         Raises:
             IndexError: If a row is outside the manifest.
+            TypeError: If they are no row numbers: a mask, say.
             ValueError: If a row repeats.
         """
-        chosen = np.asarray(rows, dtype=np.int64)
-        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
-            raise IndexError(
-                f"`rows` must be in 0..{len(self) - 1}, got {chosen.min()}..{chosen.max()}"
-            )
+        chosen = row_numbers(rows, len(self))
         if len(np.unique(chosen)) != len(chosen):
             raise ValueError("`rows` must not repeat a row")
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +148,24 @@ def read_folder_rows(
         notes=tuple(tree.notes),
     )
     return found, faults
+
+
+def row_numbers(rows: Sequence[int] | npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
+    """Return row numbers as ``(n,)`` int64.
+
+    Raises:
+        TypeError: If they are something else, a mask say, which would read as rows 0 and 1.
+        IndexError: If one is not in ``0..count - 1``.
+    """
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise TypeError(
+            f"`rows` must be (n,) row numbers, got {numbers.dtype} of shape {numbers.shape}; "
+            f"of a mask give `numpy.flatnonzero(mask)`"
+        )
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
+        raise IndexError(f"`rows` must be in 0..{count - 1}, got {numbers.min()}..{numbers.max()}")
+    return numbers.astype(np.int64)
 
 
 def common_folder(one: Path, other: Path) -> Path:

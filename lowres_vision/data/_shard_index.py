@@ -16,6 +16,7 @@ from lowres_vision._checks import check_range
 from lowres_vision._files import write_whole
 from lowres_vision.data._errors import DataError, Fault
 from lowres_vision.data._manifest import Manifest
+from lowres_vision.data._rows import row_numbers
 
 INDEX = "shards.json"
 _FORMAT = "lowres-vision shards"
@@ -105,7 +106,7 @@ def write_shards(
         ['shard-00000.tar', 'shard-00001.tar']
     """
     folder = Path(folder)
-    order = np.arange(len(manifest)) if rows is None else np.asarray(rows, dtype=np.int64)
+    order = row_numbers(range(len(manifest)) if rows is None else rows, len(manifest))
     check_range("shards", shards, 1)
     if not len(order):
         raise ValueError("`rows` is empty; there is nothing to write")

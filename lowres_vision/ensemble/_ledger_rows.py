@@ -63,6 +63,8 @@ class LedgerRows:
         about = read_json(header)
         if about.get("format") != _FORMAT:
             raise ValueError(f"{header} has format {about.get('format')!r}, this reads {_FORMAT}")
+        if lacking := {"rows_sha256", "classes", "data_hash", "fold_hash"} - set(about):
+            raise ValueError(f"{header} is damaged: it lacks {', '.join(sorted(lacking))}")
         rows = read_arrays(folder / "rows.npz", sha256=about["rows_sha256"])
         return cls(
             ids=tuple(rows["ids"].tolist()),

@@ -34,8 +34,8 @@ def write_submission(
         predictions: ``(N, K)`` probabilities, or ``(N,)`` class indices.
         ids: ``(N,)`` id of each prediction.
         classes: ``(K,)`` class names by index.
-        sample: The contest's sample submission. Its first two columns name the header, its ids
-            set the order, and its class names must be among ``classes``.
+        sample: The contest's sample submission, in UTF-8 or CP949. Its first two columns name the
+            header, its ids set the order, and its class names must be among ``classes``.
         probabilities: ``(N, K)`` in the order of ``ids``. They need not have the predictions at
             their argmax: a hard vote or a :class:`ClassBias` decides otherwise.
 
@@ -110,8 +110,8 @@ def _read_sample(
     sample: Path, names: dict[str, str], classes: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Return the sample's two column names and its ids, after checking them."""
-    with sample.open(newline="", encoding="utf-8-sig") as file:
-        header, *rows = [row for row in csv.reader(file) if row]
+    text = _text(sample)
+    header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
     if len(header) < 2 or any(len(row) < 2 for row in rows):
         raise ValueError(f"{sample} must have two columns, an id and a class")
     order = [row[0] for row in rows]
@@ -124,6 +124,16 @@ def _read_sample(
     if foreign := sorted({row[1] for row in rows} - set(classes)):
         raise ValueError(f"{sample} has classes the model does not know: {_listed(foreign)}")
     return header[:2], order
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    for encoding in ("utf-8-sig", "cp949"):  # Korean contests write either
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    raise ValueError(f"{path} is neither UTF-8 nor CP949 text; save it as CSV in UTF-8")
 
 
 def _listed(names: Sequence[str]) -> str:

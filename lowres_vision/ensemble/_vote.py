@@ -168,7 +168,9 @@ def combine(members: Iterable[Tensor], weights: Sequence[float], vote: Vote) -> 
     for weight, member in zip(weights, members, strict=True):
         total = total + weight * _opinion(at_least_float32(member), vote)
     assert isinstance(total, Tensor)
-    mean = total / sum(weights)
+    # Ranks are added as whole numbers: their shares would decide ties by rounding.
+    unit = total.shape[1] * (total.shape[1] + 1) if vote == "rank" else 1
+    mean = total / (sum(weights) * unit)
     return mean.softmax(1) if vote == "geometric" else mean
 
 
@@ -183,7 +185,7 @@ def _opinion(member: Tensor, vote: Vote) -> Tensor:
         ordered = member.sort(1).values
         below = torch.searchsorted(ordered, member.contiguous())
         up_to = torch.searchsorted(ordered, member.contiguous(), right=True)
-        return (below + up_to + 1).to(member.dtype) / (K * (K + 1))
+        return (below + up_to + 1).to(member.dtype)  # twice the mean rank
     return member
 
 

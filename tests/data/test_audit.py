@@ -200,6 +200,9 @@ def test_folds_are_dealt_and_verified_by_command(
         assert code == (2 if "9" in wrong else 0)
     with pytest.raises(SystemExit, match="2"):
         main(["deal", str(folders / "high"), str(file), "--share", "2"])
+    with pytest.raises(SystemExit, match="2"):  # a folder where the file should be
+        main(["deal", str(folders / "high"), str(folders / "high"), "--splits", "2"])
+    assert "Is a directory" in capsys.readouterr().err
 
 
 def test_crash_and_hang_cost_one_file_each(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_content_number_order_and_decoder_are_the_key(
     assert_holds(open_cache(folder, files, "images"), files)
     assert_holds(open_cache(folder, files[::-1], "images"), files[::-1])
     assert_holds(open_cache(folder, files[:3], "images"), files[:3])
-    monkeypatch.setattr("lowres_vision.data._cache._DECODER", 2)
+    monkeypatch.setattr("lowres_vision.data._cache._DECODER", 0)
     assert_holds(open_cache(folder, files, "images"), files)
     assert builds == [4, 4, 4, 3, 4]
     assert len(image_files(folder)) == 5

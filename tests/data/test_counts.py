@@ -47,7 +47,7 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
         exif = Image.Exif()
         if orientation:
             exif[0x0112] = orientation
-        for suffix in ("jpg", "png", "webp"):
+        for suffix in ("jpg", "png", "webp", "tiff"):
             names.append(f"{orientation}.{suffix}")
             Image.new("RGB", (30, 20)).save(tmp_path / names[-1], exif=exif)
     (tmp_path / "test.csv").write_text("\n".join(["img_path", *names]))
@@ -55,7 +55,7 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     sizes = image_sizes(manifest)
     assert sizes.tolist() == [list(decode_image(tmp_path / name).shape[1:]) for name in names]
     assert set(map(tuple, sizes.tolist())) == {(20, 30), (30, 20)}
-    assert image_sizes(manifest, rows=[3, 15]).tolist() == [[20, 30], [30, 20]]
+    assert image_sizes(manifest, rows=[4, 20]).tolist() == [[20, 30], [30, 20]]
     assert image_sizes(manifest, rows=[]).shape == (0, 2)
 
 
@@ -87,6 +87,14 @@ def test_refusals(manifest: Manifest) -> None:
         count_by_class(manifest, ["x", "y"])
     with pytest.raises(ValueError, match="`resolution` must be one of 'low', 'high', got 'both'"):
         image_sizes(manifest, resolution="both")  # type: ignore[arg-type]
+    mask = manifest.labels == 0
+    for count in (count_values, count_by_class):
+        with pytest.raises(TypeError, match=r"`rows` must be \(n,\) row numbers, got bool"):
+            count(manifest, "genre", rows=mask)
+        with pytest.raises(IndexError, match=r"`rows` must be in 0\.\.4, got -1\.\.0"):
+            count(manifest, "genre", rows=[-1, 0])
+    with pytest.raises(TypeError, match=r"`rows` must be \(n,\) row numbers, got bool"):
+        image_sizes(manifest, rows=mask)
     with pytest.raises(ValueError, match="`rows` must name the rows"):
         format_table(np.ones((2, 2), dtype=np.int64))
     with pytest.raises(ValueError, match="`columns` must name 2 columns, got 1"):

@@ -85,6 +85,9 @@ def test_unlabelled_rows_have_target_minus_one(toy: Path) -> None:
 def test_refusals(manifest: Manifest) -> None:
     with pytest.raises(IndexError, match=r"`rows` must be in 0..35, got 0..36"):
         MultiResolutionDataset(manifest, rows=[0, 36])
+    for mask in (manifest.labels == 1, [True, False], [0.5, 1.7], [[0, 1], [2, 3]]):
+        with pytest.raises(TypeError, match=r"`rows` must be \(n,\) row numbers, got .* of a mask"):
+            MultiResolutionDataset(manifest, rows=mask)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`resolution` must be one of 'low', 'high'"):
         MultiResolutionDataset(manifest, resolution="medium")  # type: ignore[arg-type]
     with pytest.raises(IndexError, match="sample 36 of 36"):

@@ -1,12 +1,13 @@
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from lowres_vision.data import DataError, decode_image
 
@@ -46,6 +47,30 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     assert np.array_equal(image.permute(1, 2, 0).numpy(), upright)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("tag", [(0x010F, 11), (0x0110, 5), (0x011A, 2), (0x0131, 0), (0x0213, 7)])
+def test_odd_tags_do_not_cost_a_turned_photo(kind: str, tag: tuple[int, int]) -> None:
+    """Cameras write tags of the wrong type, which Pillow reads but cannot write again."""
+    entries = sorted([(0x0112, 3, 1, struct.pack("<HH", 6, 0)), (*tag, 1, struct.pack("<I", 44))])
+    directory = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + directory + bytes(range(64))
+    file = io.BytesIO()
+    Image.new("RGB", (16, 8), (200, 30, 10)).save(file, kind, exif=exif)
+    file.seek(0)
+    assert decode_image(file).shape == (3, 16, 8)
+
+
+def test_damaged_metadata_of_a_tiff_is_named(tmp_path: Path) -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[700] = 3  # XMP, as numbers
+    tags[700] = (1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two values where one is expected
+        Image.new("RGB", (4, 4)).save(tmp_path / "bird.tiff", tiffinfo=tags)
+        with pytest.raises(DataError, match=r"bird\.tiff: cannot be decoded \(TypeError"):
+            decode_image(tmp_path / "bird.tiff")
+
+
 def test_16_bit_grey_is_scaled_not_clipped() -> None:
     levels = np.array([[0, 128, 257, 32768, 65535]], dtype=np.uint16)
     image = decode_image(png(Image.fromarray(levels)))
@@ -69,6 +94,12 @@ def test_transparency_shows_the_background(mode: str) -> None:
     decoded = decode_image(file, background=(255, 0, 7))
     assert decoded[:, 0, 0].tolist() == pytest.approx([200] * 3, abs=1)
     assert decoded[:, 1, 0].tolist() == [255, 0, 7]
+
+
+def test_a_transparent_level_of_16_bit_grey_shows_the_background() -> None:
+    levels = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16))
+    image = decode_image(png(levels, transparency=257), background=(255, 0, 7))
+    assert image[:, 0].T.tolist() == [[0, 0, 0], [255, 0, 7], [255, 255, 255]]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])

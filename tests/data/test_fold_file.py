@@ -188,6 +188,12 @@ def swap_folds(found: dict[str, Any]) -> None:
         (lambda found: found.update(version=2), "its version is 2, not 1"),
         (lambda found: found.update(format="other"), "its format is 'other'"),
         (lambda found: found.pop("rows"), "lacks 'rows'"),
+        (lambda found: found.update(n_splits=3), r"in folds \[0, 1, 2, 3\], not 0\.\.2"),
+        (lambda found: found.update(n_splits="4"), "its n_splits is '4'"),
+        (lambda found: found.update(shuffle=1), "its shuffle is 1"),
+        (lambda found: found.update(seed=-1), "its seed is -1"),
+        (lambda found: found.update(share=0.2), r"not -1\.\.0"),
+        (lambda found: found.update(share="a"), "its share is 'a'"),
     ],
 )
 def test_a_damaged_file_is_refused(folder: Path, damage: Any, words: str) -> None:

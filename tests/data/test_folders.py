@@ -100,6 +100,17 @@ def test_no_picture_is_left_out_for_its_name(
     assert refusal(tmp_path) == [f"{name}: {words}"]
 
 
+def test_a_name_that_is_no_text_is_a_fault(tmp_path: Path) -> None:
+    """It could be opened, but not written to a fold file, a shard or a report."""
+    draw(tmp_path, "tit/a.png", "tit/b.png")
+    strange = os.fsencode(tmp_path) + b"/tit/caf\xe9.png"
+    try:
+        os.rename(tmp_path / "tit/b.png", strange)  # noqa: PTH104
+    except OSError:
+        pytest.skip("this system has no such names")
+    assert refusal(tmp_path) == ["tit/caf\\udce9.png: has a name that is no UTF-8 text"]
+
+
 def test_empty_folders_are_named(tmp_path: Path) -> None:
     assert refusal(tmp_path) == ["None: holds no image"]
     draw(tmp_path, "tit/a.png")

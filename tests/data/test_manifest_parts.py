@@ -51,6 +51,13 @@ def test_rows_outside(splits: dict[str, Manifest], rows: list[int], error: type)
         splits["train"].take(rows)
 
 
+def test_a_mask_is_no_rows(splits: dict[str, Manifest]) -> None:
+    """As numbers, True and False would be rows 1 and 0."""
+    with pytest.raises(TypeError, match=r"got bool of shape \(2,\); of a mask give"):
+        splits["train"].take([True, False])
+    assert len(splits["train"].take([])) == 0
+
+
 def test_refusals(splits: dict[str, Manifest], toy: Path) -> None:
     train = splits["train"]
     with pytest.raises(ValueError, match="must not repeat"):

@@ -293,6 +293,12 @@ class TestBrokenShards:
             ShardDataset(tmp_path)
 
 
+def test_a_mask_writes_no_shards(manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"`rows` must be \(n,\) row numbers, got bool"):
+        write_shards(manifest, tmp_path / "new", rows=manifest.labels == 0)
+    assert not (tmp_path / "new").exists()
+
+
 def test_refusals(tmp_path: Path, folder: Path) -> None:
     for address in ("pipe:cat a.tar", "file:a.tar", "s3://birds/a.tar"):
         with pytest.raises(ValueError, match="must be paths or https: addresses"):

@@ -370,3 +370,16 @@ def test_a_merge_reads_each_entry_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "read_text", counted)
     assert first.merge(second) == 6
     assert reads == 12
+
+
+@pytest.mark.parametrize("name", ["classes", "data_hash", "fold_hash", "rows_sha256"])
+def test_a_header_that_lacks_something_is_damaged(name: str, tmp_path: Path) -> None:
+    OutOfFold.create(
+        tmp_path, ids=["a", "b"], labels=[0, 1], classes=["x", "y"], fold_of=[0, 1], data_hash="5d"
+    )
+    header = tmp_path / "ledger.json"
+    about = json.loads(header.read_text(encoding="utf-8"))
+    del about[name]
+    header.write_text(json.dumps(about), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"ledger\.json is damaged: it lacks {name}"):
+        OutOfFold(tmp_path)

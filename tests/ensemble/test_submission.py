@@ -100,3 +100,30 @@ def test_what_are_no_probabilities_are_refused_before_anything_is_written(
             probabilities=probabilities,  # type: ignore[arg-type]
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "must have two columns"),
+        (b"\n\n", "must have two columns"),
+        (b"id\na\n", "must have two columns"),
+        (b"id,label\na,\xe9\n", "is neither UTF-8 nor CP949 text"),
+    ],
+)
+def test_a_sample_that_is_no_table_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "sample.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"sample\.csv {words}"):
+        write_submission(
+            tmp_path / "out.csv", [0], ids=["a"], classes=CLASSES, sample=tmp_path / "sample.csv"
+        )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
+def test_a_korean_sample_is_read_in_its_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "sample.csv").write_text("번호,새\r\n가,참새\r\n", encoding=encoding)
+    path = write_submission(
+        tmp_path / "out.csv", [1], ids=["가"], classes=["까치", "참새"],
+        sample=tmp_path / "sample.csv",
+    )  # fmt: skip
+    assert path.read_text(encoding="utf-8") == "번호,새\n가,참새\n"

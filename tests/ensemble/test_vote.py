@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from scipy.stats import rankdata
 from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LogisticRegression
@@ -12,6 +13,7 @@ from lowres_vision.ensemble import (
     soft_vote,
     tied_rows,
 )
+from lowres_vision.ensemble._vote import combine
 
 
 def draw(models: int = 3, rows: int = 40, classes: int = 5) -> np.ndarray:
@@ -110,6 +112,18 @@ def test_the_rank_mean_is_that_of_scipys_ranks() -> None:
     assert (ranks % 1 == 0.5).any()
     expected = np.average(ranks, axis=0, weights=[3, 1, 1]) / 15
     np.testing.assert_allclose(rank_mean_vote(members, weights=[3, 1, 1]), expected, rtol=1e-14)
+
+
+def test_rounding_does_not_decide_between_equal_ranks() -> None:
+    random = np.random.default_rng(0)
+    for K in range(3, 9):
+        ranks = random.permuted(np.tile(np.arange(1.0, K + 1), (5, 200, 1)), axis=2)
+        expected = ranks.sum(axis=0).argmax(axis=1)  # whole numbers; a tie to the smallest index
+        members = ranks / ranks.sum(axis=2, keepdims=True)
+        np.testing.assert_array_equal(rank_mean_vote(members).argmax(axis=1), expected)
+        floats = [torch.from_numpy(member).float() for member in members]
+        alive = combine(floats, [1.0] * 5, "rank")  # as of live models
+        np.testing.assert_array_equal(alive.argmax(dim=1).numpy(), expected)
 
 
 @pytest.mark.parametrize("vote", [soft_vote, geometric_mean_vote, rank_mean_vote])
