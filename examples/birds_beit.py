@@ -31,12 +31,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import small_backbones  # noqa: F401, two small names for timm
 import torch
-import tyro
+from experiment import Table, start
 
 from lowres_vision.augment import BatchTransform
-from lowres_vision.data import DataError, Manifest, StratifiedFolds, collate, make_toy_pairs
+from lowres_vision.data import Manifest, StratifiedFolds, collate, make_toy_pairs
 from lowres_vision.ensemble import soft_vote, write_submission
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
@@ -147,13 +146,6 @@ def run(settings: Settings, train: Manifest, test: Manifest) -> CrossValidation:
 
 
 def main(settings: Settings) -> None:
-    if settings.quick:
-        # Tensors this small: 7 s, and 58 s on two threads of a busy machine.
-        torch.set_num_threads(1)
-        data = make_toy_pairs(settings.out / "data", seed=settings.seed)
-        settings = dataclasses.replace(settings, data=data, **QUICK)
-    if settings.data is None:
-        raise SystemExit("give --data FOLDER, or --quick to try generated birds")
     train = Manifest.read_csv(settings.data / "train.csv")
     train.require_labels()
     test = Manifest.read_csv(settings.data / "test.csv", classes=train.classes)
@@ -164,18 +156,17 @@ def main(settings: Settings) -> None:
         print(f"out-of-fold accuracy {result.accuracy:.4f}, macro-F1 {result.macro_f1:.4f}")
         print(f"chance {1 / len(train.classes):.4f}; {result.seconds:.0f} s; {settings.out}")
         return
-    lines = ["| variant | accuracy | macro-F1 | the source |", "|---|---|---|---|"]
+    table = Table(settings.out / "table.md", "variant", "accuracy", "macro-F1", "the source")
     for name, (_, _, source) in VARIANTS.items():
-        result = run(
-            dataclasses.replace(settings, variant=name, out=settings.out / name), train, test
-        )
-        lines.append(f"| {name} | {result.accuracy:.4f} | {result.macro_f1:.4f} | {source} |")
-        (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+        row = dataclasses.replace(settings, variant=name, out=settings.out / name)
+        result = run(row, train, test)
+        table.add(name, f"{result.accuracy:.4f}", f"{result.macro_f1:.4f}", source)
+    print(table)
+
+
+def generate(settings: Settings) -> Path:
+    return make_toy_pairs(settings.out / "data", seed=settings.seed)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except (DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    start(main, Settings, quick=QUICK, generate=generate, description=__doc__)

@@ -27,19 +27,18 @@ docs/experiments/birds_multiresolution.md.
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import small_backbones  # noqa: F401, two small names for timm
 import torch
-import tyro
+from experiment import Table, start
 from torchvision.transforms import v2
 
 from lowres_vision.augment import BatchTransform, PerImage, SuperResolution
 from lowres_vision.data import (
-    DataError,
     Manifest,
     MultiResolutionDataset,
     StratifiedFolds,
@@ -48,7 +47,6 @@ from lowres_vision.data import (
 )
 from lowres_vision.ensemble import (
     OutOfFold,
-    TestTimeAugmentation,
     View,
     accuracy,
     make_views,
@@ -74,7 +72,7 @@ from lowres_vision.training import (
 class Row:
     resolution: Literal["low", "high", "both", "pair"] = "both"
     loss: Literal["cosine", "ce"] = "cosine"
-    mixing: Literal["cutmix", "mixup", "none"] = "cutmix"
+    mixing: type[CutMixCollator | MixupCollator] | None = CutMixCollator
     randaugment: bool = False
     size: int | None = None  # default: --image-size
     enlarger: Literal["srcnn", "span"] | None = None  # of low images, in training and held out
@@ -87,13 +85,12 @@ CLAIMS = {
     for loss in ("ce", "cosine")
     for resolution in ("low", "high", "both", "pair")  # a pair's teacher is the row `high`
 }
-CLAIMS |= {"none": Row(mixing="none"), "mixup": Row(mixing="mixup")}
-CLAIMS |= {"randaugment": Row(mixing="none", randaugment=True)}
+CLAIMS |= {"none": Row(mixing=None), "mixup": Row(mixing=MixupCollator)}
+CLAIMS |= {"randaugment": Row(mixing=None, randaugment=True)}
 CLAIMS |= {f"size-{size}": Row(size=size) for size in (96, 160, 192, 384, 512)}
 CLAIMS |= {  # to be held against low-cosine
     name: Row("high", enlarger=name, held_out="high") for name in ("srcnn", "span")
 }
-Variant = Literal[(*VOTES, *CLAIMS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +98,11 @@ class Settings:
     data: Path | None = None  # folder of the CSVs
     out: Path = Path("runs") / time.strftime("birds_multiresolution-%Y%m%d-%H%M%S")
     quick: bool = False  # generated birds, small networks from scratch
-    variant: Variant = "beit+dinov2"
+    variant: Literal[(*VOTES, *CLAIMS)] = "beit+dinov2"
     row: Literal[tuple(CLAIMS)] = "both-cosine"  # what the models of a vote are trained on
     teachers: Path | None = None  # a pair vote's; default: OUT-teachers, trained first
     table: bool = False  # a row for each claim
-    rows: tuple[Variant, ...] = tuple(CLAIMS)  # those of the table
+    rows: tuple[Literal[tuple(CLAIMS)], ...] = tuple(CLAIMS)  # those of the table
     seeds: tuple[int, ...] = (0,)
     backbones: tuple[str, ...] = (
         "beit_large_patch16_224.in22k_ft_in22k",
@@ -151,23 +148,20 @@ def build(
     settings: Settings, row: Row, position: int, classes: int, teachers: Path, *, fold: Fold
 ) -> Classifier:
     """Return the classifier of a row; `teachers` holds the folds of the high-resolution run."""
-
-    def model() -> LowResClassifier:
-        weights = settings.checkpoint_paths
-        return LowResClassifier(
-            settings.backbones[position],
-            classes,
-            image_size=row.size or settings.image_size,
-            pretrained=settings.pretrained and not weights,
-            checkpoint_path=weights[position] if weights else None,
-            **settings.timm_args,
-        )
-
-    student = model()
-    pairing = None
+    weights = settings.checkpoint_paths
+    network = partial(
+        LowResClassifier,
+        settings.backbones[position],
+        classes,
+        image_size=row.size or settings.image_size,
+        pretrained=settings.pretrained and not weights,
+        checkpoint_path=weights[position] if weights else None,
+        **settings.timm_args,
+    )
+    student, pairing = network(), None
     if row.resolution == "pair":
-        weights = teachers / f"fold_{fold.index}" / "best.safetensors"
-        pairing = Distillation(load_teacher(model(), weights, fold=fold))
+        taught = teachers / f"fold_{fold.index}" / "best.safetensors"
+        pairing = Distillation(load_teacher(network(), taught, fold=fold))
     return Classifier(
         student,
         CrossEntropyLoss() if row.loss == "ce" else CosineLoss(cross_entropy=0.1),
@@ -186,50 +180,35 @@ def build(
     )
 
 
-def train(settings: Settings, row: Row, manifest: Manifest, **options: Any) -> CrossValidation:
-    """Cross-validate with what is common to all rows."""
+def train(
+    settings: Settings, row: Row, manifest: Manifest, builds: Mapping | partial, **runs: Any
+) -> CrossValidation:
+    """Cross-validate with what is common to all rows, then predict the views asked for."""
     size, classes = row.size or settings.image_size, len(manifest.classes)
-    collators = {"cutmix": CutMixCollator, "mixup": MixupCollator}
-    mix = collate
-    if row.mixing in collators and settings.cutmix:
-        mix = collators[row.mixing](classes, p=settings.cutmix, size=size)
-    return cross_validate(
+    mixes = row.mixing is not None and settings.cutmix > 0
+    result = cross_validate(
         manifest,
+        builds,
         resolution=row.resolution,
         held_out_resolution=row.held_out,
-        collate=mix,
+        collate=row.mixing(classes, p=settings.cutmix, size=size) if mixes else collate,
         samples_per_epoch=len(manifest),  # as many in every row, one resolution or two
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         monitor="last",  # no epoch is chosen on the rows that are scored
         precision=settings.precision,
-        **options,
+        **runs,
     )
-
-
-def look_again(settings: Settings, row: Row, manifest: Manifest, **options: Any) -> OutOfFold:
-    """Predict the views of finished runs, if any are asked for; return the ledger."""
     views = [View()] + [
         dataclasses.replace(view, name=f"{view.name} at {side}", size=side)
         for side in settings.view_sizes
         for view in make_views(crop=settings.view_crop)
-        if (view.name, side) != ("plain", row.size or settings.image_size)
+        if (view.name, side) != ("plain", size)
     ]
-
-    def augment(classifier: Classifier) -> TestTimeAugmentation:
-        transform = classifier.transform
-        return TestTimeAugmentation(
-            classifier.scored_model,
-            probabilities=classifier.loss.probabilities,
-            views=views,
-            size=transform.size,
-            mean=transform.mean,
-            std=transform.std,
-        )
-
     if settings.view_sizes:
-        predict_views(manifest, augment=augment, resolution=row.held_out, **options)
-    return OutOfFold(options["out"] / "ledger")
+        out, test = runs["out"], runs.get("test")
+        predict_views(manifest, builds, views, out=out, test=test, resolution=row.held_out)
+    return result
 
 
 def enlarge(settings: Settings, row: Row, manifest: Manifest, seen: Any = ()) -> Manifest:
@@ -245,100 +224,93 @@ def enlarge(settings: Settings, row: Row, manifest: Manifest, seen: Any = ()) ->
             low, high = [pair.low for pair in pairs], [pair.high for pair in pairs]
             SuperResolution.fit(low, high, steps=settings.sr_steps).save(file)
     if file is None:
-        raise SystemExit("the row `span` takes --sr-weights FILE, a network that spandrel reads")
+        raise ValueError("the row `span` takes --sr-weights FILE, a network that spandrel reads")
     return SuperResolution.from_file(file).apply_to(manifest, settings.out / "enlarged")
 
 
-def claim(settings: Settings, name: str, manifest: Manifest) -> dict[str, list[float]]:
-    """Train a row of the table; return the accuracy on the held-out images, by seed."""
-    row, out = CLAIMS[name], settings.out / name
-    seen, held_out = StratifiedFolds(settings.folds).hold_out(manifest.labels)
-    folds = np.full(len(manifest), -1)
-    folds[held_out] = 0
-    manifest = enlarge(settings, row, manifest, seen)
+def claim(settings: Settings, name: str, manifest: Manifest) -> tuple[list[float], list[float]]:
+    """Train a row of the table; return the held-out accuracy by seed, plain and with views."""
+    row, out, plain, viewed = CLAIMS[name], settings.out / name, [], []
+    folds = StratifiedFolds(settings.folds).assign(manifest, share=1 / settings.folds)
+    manifest = enlarge(settings, row, manifest, np.flatnonzero(folds == -1))
     for seed in settings.seeds:
-        teachers = settings.out / f"high-{row.loss}" / f"seed_{seed}"
-        if row.resolution == "pair" and not teachers.exists():
-            claim(dataclasses.replace(settings, seeds=(seed,)), f"high-{row.loss}", manifest)
-        make = partial(build, settings, row, 0, len(manifest.classes), teachers)
-        train(settings, row, manifest, build=make, out=out, folds=folds, seeds=(seed,))
-    ledger = look_again(settings, row, manifest, build=make, out=out)
-    scores: dict[str, list[float]] = {"plain": [], "views": []}
-    for seed in settings.seeds:
-        every = [member for member in ledger.members() if member.seed == seed]
-        plain = [member for member in every if member.view == "plain"]
-        for column, members in {"plain": plain, "views": every}.items():
-            blend = soft_vote(ledger.probabilities(members))
-            scores[column].append(accuracy(blend, ledger.labels))
-    return scores
+        teacher = f"high-{row.loss}"
+        if row.resolution == "pair":
+            claim(dataclasses.replace(settings, seeds=(seed,), view_sizes=()), teacher, manifest)
+        taught = settings.out / teacher / f"seed_{seed}"
+        make = partial(build, settings, row, 0, len(manifest.classes), taught)
+        result = train(settings, row, manifest, make, out=out, folds=folds, seeds=(seed,))
+        ledger = OutOfFold(out / "ledger")
+        members = [member for member in ledger.members() if member.seed == seed]
+        plain.append(result.accuracy)
+        viewed.append(accuracy(soft_vote(ledger.probabilities(members)), ledger.labels))
+    return plain, viewed
 
 
 def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
     """Train every fold of the variant's backbones; write their vote and a report."""
     row, out, classes = CLAIMS[settings.row], settings.out, len(manifest.classes)
     if row.enlarger == "srcnn":
-        raise SystemExit("the row srcnn learns from one fold's rows: it is for --table")
+        raise ValueError("the row srcnn learns from one fold's rows: it is for --table")
     manifest, test = (enlarge(settings, row, rows) for rows in (manifest, test))
+    given = settings.backbones, settings.lrs, settings.checkpoint_paths or settings.lrs
+    if max(VOTES[settings.variant]) >= min(map(len, given)):
+        raise ValueError(
+            f"--variant {settings.variant} takes {1 + max(VOTES[settings.variant])} --backbones, "
+            f"--lrs and, if any, --checkpoint-paths; got {', '.join(str(len(g)) for g in given)}"
+        )
     folds = StratifiedFolds(settings.folds)
     teachers = settings.teachers or out.with_name(f"{out.name}-teachers")
     builds = {}
     for position in VOTES[settings.variant]:
         name = settings.backbones[position]
+        make = partial(build, position=position, classes=classes, teachers=teachers / name)
         if row.resolution == "pair":
             high = dataclasses.replace(CLAIMS[f"high-{row.loss}"], held_out="high")
-            make = partial(build, settings, high, position, classes, teachers)
-            taught = train(settings, high, manifest, build=make, out=teachers / name, folds=folds)
+            plain = dataclasses.replace(settings, view_sizes=())
+            runs = {"out": teachers / name, "folds": folds}
+            taught = train(plain, high, manifest, partial(make, settings, high), **runs)
             print(f"{name}, the teacher, on high images: {taught.accuracy:.4f} out of fold")
-        builds[f"{name}-{settings.row}-{settings.image_size}"] = partial(
-            build, settings, row, position, classes, teachers / name
-        )
-    runs: dict[str, Any] = {"build": builds, "out": out, "test": test}
-    result = train(settings, row, manifest, folds=folds, seeds=settings.seeds, **runs)
-    look_again(settings, row, manifest, **runs)
-    blend = soft_vote(result.stack)
-    for member, found in zip(result.members, result.stack, strict=True):
-        score = accuracy(found, manifest.labels)
+        builds[f"{name}-{settings.row}-{settings.image_size}"] = partial(make, settings, row)
+    runs = {"out": out, "folds": folds, "seeds": settings.seeds, "test": test}
+    result = train(settings, row, manifest, builds, **runs)
+    for member in result.members:
+        score = result.of(member.model, seed=member.seed).accuracy
         print(f"{member.model}, seed {member.seed}: {score:.4f} out of fold")
-    print(f"vote, out of fold: {accuracy(blend, manifest.labels):.4f}")
-    print(
-        write_submission(
-            out / "submission.csv",
-            soft_vote(result.test_stack.reshape(-1, len(test), classes)),
-            ids=test.ids,
-            classes=manifest.classes,
-            sample=settings.data / "sample_submission.csv",
-        )
+    print(f"vote, out of fold: {accuracy(soft_vote(result.stack), manifest.labels):.4f}")
+    submission = write_submission(
+        out / "submission.csv",
+        soft_vote(result.test_stack.reshape(-1, len(test), classes)),
+        ids=test.ids,
+        classes=manifest.classes,
+        sample=settings.data / "sample_submission.csv",
     )
+    print(submission)
     write_report(out, manifest=manifest, test=test, pictures=out)
 
 
 def main(settings: Settings) -> None:
-    if settings.quick:
-        torch.set_num_threads(1)
-        made = make_toy_pairs(settings.out / "data")
-        settings = dataclasses.replace(settings, data=made, **QUICK)
-    if settings.data is None:
-        raise SystemExit("give --data FOLDER, or --quick to try generated birds")
     manifest = Manifest.read_csv(settings.data / "train.csv")
     if not settings.table and settings.variant in VOTES:
         test = Manifest.read_csv(settings.data / "test.csv", classes=manifest.classes)
         return vote(settings, manifest, test)
-    lines = ["| variant | accuracy, mean | spread | seeds | with views |", "|---|---|---|---|---|"]
+    columns = ("variant", "accuracy, mean", "spread", "seeds", "with views")
+    table = Table(settings.out / "table.md", *columns)
     for name in settings.rows if settings.table else [settings.variant]:
         if settings.table and name == "span" and settings.sr_weights is None:
             print("span: left out, it takes --sr-weights FILE")
             continue
-        found = claim(settings, name, manifest)
-        plain, each = found["plain"], " ".join(f"{score:.4f}" for score in found["plain"])
-        views = f"{np.mean(found['views']):.4f}" if settings.view_sizes else ""
-        lines.append(f"| {name} | {np.mean(plain):.4f} | {np.std(plain):.4f} | {each} | {views} |")
-        (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+        plain, viewed = claim(settings, name, manifest)
+        each = " ".join(f"{score:.4f}" for score in plain)
+        views = f"{np.mean(viewed):.4f}" if settings.view_sizes else ""
+        table.add(name, f"{np.mean(plain):.4f}", f"{np.std(plain):.4f}", each, views)
+    print(table)
     return None
 
 
+def generate(settings: Settings) -> Path:
+    return make_toy_pairs(settings.out / "data")
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except (DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    start(main, Settings, quick=QUICK, generate=generate, description=__doc__)

@@ -25,15 +25,13 @@ from typing import Literal
 
 import lightning as L
 import numpy as np
-import small_backbones  # noqa: F401, two small names for timm
 import torch
-import tyro
+from experiment import Table, start
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from lowres_vision.augment import BatchTransform, PerImage
 from lowres_vision.data import (
-    DataError,
     Manifest,
     MultiResolutionDataset,
     StratifiedFolds,
@@ -138,14 +136,12 @@ def run(settings: Settings, variant: str, train: Manifest, test: Manifest) -> np
             ),
         )
 
-    folds = np.full(len(train), -1)
-    folds[StratifiedFolds().hold_out(train.labels, share=settings.validation)[1]] = 0
     out = settings.out / variant
     result = cross_validate(
         train,
         build,
         out=out,
-        folds=folds,
+        folds=StratifiedFolds().assign(train, share=settings.validation),
         test=test,
         collate=CutMixCollator(len(train.classes), p=cutmix, size=size) if cutmix else collate,
         batch_size=settings.batch_size,
@@ -164,32 +160,22 @@ def run(settings: Settings, variant: str, train: Manifest, test: Manifest) -> np
 
 
 def main(settings: Settings) -> None:
-    if settings.quick:
-        torch.set_num_threads(1)
-        made = make_toy_folders(settings.out / "data", per_class={"train": 40, "test": 10}, size=32)
-        settings = dataclasses.replace(settings, data=made, **QUICK)
-    if settings.data is None:
-        raise SystemExit("give --data FOLDER, or --quick to try generated images")
     train = Manifest.read_folders(settings.data / "train")
     test = Manifest.read_folders(settings.data / "test", classes=train.classes)
-    lines = [
-        "| variant | test accuracy | by seed | best epoch by test | the source |",
-        "|---|---|---|---|---|",
-    ]
+    columns = ("variant", "test accuracy", "by seed", "best epoch by test", "the source")
+    table = Table(settings.out / "table.md", *columns)
     for variant in VARIANTS if settings.table else [settings.variant]:
         chosen, best = run(settings, variant, train, test).T
-        each = " ".join(f"{score:.2f}" for score in chosen)
-        lines.append(
-            f"| {variant} | {chosen.mean():.2f} ± {chosen.std():.2f} | {each} "
-            f"| {best.mean():.2f} | {VARIANTS[variant][2] or '-'} |"
-        )
-        (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+        mean, each = f"{chosen.mean():.2f} ± {chosen.std():.2f}", [f"{s:.2f}" for s in chosen]
+        source = VARIANTS[variant][2] or "-"
+        table.add(variant, mean, " ".join(each), f"{best.mean():.2f}", f"{source}")
+    print(table)
     print(f"test accuracy in %, mean ± spread over seeds {settings.seeds}; {settings.out}")
 
 
+def generate(settings: Settings) -> Path:
+    return make_toy_folders(settings.out / "data", per_class={"train": 40, "test": 10}, size=32)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except (DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    start(main, Settings, quick=QUICK, generate=generate, description=__doc__)

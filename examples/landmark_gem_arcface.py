@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import small_backbones  # noqa: F401, two small names for timm
 import torch
-import tyro
+from experiment import Table, start
 from scipy.stats import binomtest
 from torch import nn
 from torchvision.transforms import v2
 
 from lowres_vision.augment import BatchTransform, PerImage
 from lowres_vision.data import (
-    DataError,
     Manifest,
     MultiResolutionDataset,
     channel_statistics,
@@ -171,19 +169,14 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
 
 
 def main(settings: Settings) -> None:
-    if settings.quick:
-        torch.set_num_threads(1)
-        made = make_toy_folders(settings.out / "data", classes=3)
-        settings = dataclasses.replace(settings, data=made, **QUICK)
-    if settings.data is None:
-        raise SystemExit("give --data FOLDER, or --quick to try generated images")
     splits = Manifest.read_splits(settings.data)
     for name, rows in splits.items():
         write_overview(rows, settings.out / f"overview_{name}")
     test, known = splits["test"], Manifest.join([splits["train"], splits["val"]])
     folds = np.repeat([-1, 0], [len(splits["train"]), len(splits["val"])])
     found: dict[str, Any] = {}
-    lines = ["| row | test accuracy | 95 % interval | the source |", "|---|---|---|---|"]
+    columns = ("row", "test accuracy", "95 % interval", "the source")
+    table = Table(settings.out / "table.md", *columns)
     for name in [*ROWS, *VOTES] if settings.table else [settings.variant]:
         parts = name.split("+")
         for part in parts:
@@ -193,20 +186,19 @@ def main(settings: Settings) -> None:
         right = int((vote.argmax(axis=1) == test.labels).sum())
         # Unlike a bootstrap's, this interval has a width where every image is right.
         low, high = binomtest(right, len(test)).proportion_ci(method="wilson")
-        cells = f"{100 * right / len(test):.2f} | {100 * low:.1f}-{100 * high:.1f}"
         source = VOTES[name] if name in VOTES else ROWS[name].accuracy
-        lines.append(f"| {name} | {cells} | {source} |")
-        (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        interval = f"{100 * low:.1f}-{100 * high:.1f}"
+        table.add(name, f"{100 * right / len(test):.2f}", interval, f"{source}")
         if len(parts) > 1:
-            confusion_matrix(
-                test.labels, vote, test.classes, settings.out / f"{name}_confusion.png"
-            )
-    print("\n".join(lines))
+            picture = settings.out / f"{name}_confusion.png"
+            confusion_matrix(test.labels, vote, test.classes, picture)
+    print(table)
     print(f"accuracy in % on {len(test)} test images, seed {settings.seed}; {settings.out}")
 
 
+def generate(settings: Settings) -> Path:
+    return make_toy_folders(settings.out / "data", classes=3)
+
+
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except (DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    start(main, Settings, quick=QUICK, generate=generate, description=__doc__)

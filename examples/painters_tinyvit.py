@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import small_backbones  # noqa: F401, two small names for timm
 import timm
 import torch
-import tyro
+from experiment import Table, start
 from torch import nn
 from torchvision.transforms import v2
 
@@ -41,7 +40,6 @@ from lowres_vision.augment import (
 )
 from lowres_vision.data import (
     BalancedSampler,
-    DataError,
     Manifest,
     MultiResolutionDataset,
     StratifiedFolds,
@@ -156,9 +154,9 @@ def augmentation(name: str, size: int) -> nn.Module | None:
 def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest:
     """Paint 5 new works of each of the rarest fifth of painters, 5 more of the rarest tenth."""
     counts = np.bincount(known.labels[rows], minlength=len(known.classes))
-    rarest, extra = np.argsort(counts, kind="stable"), np.zeros_like(counts)
+    rarest, wanted = np.argsort(counts, kind="stable"), counts.copy()
     for share in (0.22, 0.12):
-        extra[rarest[: round(share * len(counts))]] += 5
+        wanted[rarest[: round(share * len(counts))]] += 5
     network = None
     if settings.style_backbone is not None:
         weights = str(settings.checkpoint_paths.get(settings.style_backbone, ""))
@@ -172,10 +170,11 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
         checkpoint_path=settings.style_network,
         steps=settings.style_steps,
     )
-    to = {int(k): int(counts[k] + extra[k]) for k in np.flatnonzero(extra)}
-    named = {known.classes[k]: count for k, count in to.items()}
-    made = transfer.top_up(known, settings.out / "styled", to=named, rows=rows.tolist())
-    pairs = draw_style_pairs(known.labels.tolist(), to=to, rows=rows.tolist())
+    to = dict(zip(known.classes, wanted.tolist(), strict=True))
+    made = transfer.top_up(known, settings.out / "styled", to=to, rows=rows.tolist())
+    pairs = draw_style_pairs(
+        known.labels.tolist(), to=dict(enumerate(wanted.tolist())), rows=rows.tolist()
+    )
     shown = [(c, s, len(known) + place) for place, (c, s, _) in enumerate(pairs)][::4][:5]
     images = MultiResolutionDataset(made)
     columns = ([images[row].image for row in column] for column in zip(*shown, strict=True))
@@ -248,58 +247,60 @@ def train(
     return result
 
 
-def main(settings: Settings) -> None:
-    if settings.quick:
-        torch.set_num_threads(1)
-        settings = dataclasses.replace(settings, data=painted(settings.out / "data"), **QUICK)
-    if settings.data is None:
-        raise SystemExit("give --data FOLDER, or --quick to try generated pictures")
+def read(settings: Settings) -> tuple[Manifest, np.ndarray, Manifest]:
+    """Return the known works, the fold of each (-1: trained on) and the test; leave an overview."""
     known = Manifest.read_csv(settings.data / "train.csv", label="artist")
-    read = partial(Manifest.read_csv, label="artist", classes=known.classes)
-    test, folds = read(settings.data / "test.csv"), np.full(len(known), -1)
+    of_known = partial(Manifest.read_csv, classes=known.classes)
+    with (settings.data / "test.csv").open("rb") as file:
+        label = "artist" if b"artist" in file.readline() else "label"  # which it has not got either
+    test = of_known(settings.data / "test.csv", label=label)
     write_overview(known, settings.out / "overview")
-    if (settings.data / "val.csv").exists():
-        known = Manifest.join([known, read(settings.data / "val.csv")])
-        folds = np.pad(folds, (0, len(known) - len(folds)))
-    else:
-        folds[StratifiedFolds().hold_out(known.labels)[1]] = 0
     if (settings.data / "artists.csv").exists():
-        with (settings.data / "artists.csv").open(newline="", encoding="utf-8") as file:
-            genres = [row["genre"] for row in csv.DictReader(file)]
+        with (settings.data / "artists.csv").open(newline="", encoding="utf-8-sig") as file:
+            genres = [row["genre"] for row in csv.DictReader(file) if "genre" in row]
         column_counts(genres, settings.out / "overview/genres.png", name="genre", separator=",")
+    if not (settings.data / "val.csv").exists():
+        return known, StratifiedFolds().assign(known, share=1 / 5), test
+    held_out = of_known(settings.data / "val.csv", label="artist")
+    folds = np.repeat([-1, 0], [len(known), len(held_out)])
+    return Manifest.join([known, held_out]), folds, test
+
+
+def main(settings: Settings) -> None:
+    known, folds, test = read(settings)
     found: dict[str, CrossValidation] = {}
-    lines = ["| row | held-out F1 | spread | test F1 | the source |", "|---|---|---|---|---|"]
+    columns = ("row", "held-out F1", "spread", "test F1", "the source")
+    table = Table(settings.out / "table.md", *columns)
     for name in settings.rows if settings.table else [settings.variant]:
-        parts, scores = name.split("+"), [np.nan]
+        parts = name.split("+")
         for part in parts:
             if part not in found:
                 found[part] = train(settings, part, known, folds, test)
+        held_out, tested = [np.nan], [np.nan]
         if name in found:
-            scores = [found[name].of(name, seed=seed).macro_f1 for seed in settings.seeds]
+            held_out = [found[name].of(name, seed=seed).macro_f1 for seed in settings.seeds]
         # One vote per seed, over the row's folds or the rows that it names.
-        votes = [
-            soft_vote(np.concatenate([found[part].test_stack[place] for part in parts]))
-            for place in range(len(settings.seeds))
-        ]
-        answer = [macro_f1(vote, test.labels) if test.labelled else np.nan for vote in votes]
+        stacks = zip(*(found[part].test_stack for part in parts), strict=True)
+        votes = [soft_vote(np.concatenate(stack)) for stack in stacks]
+        if test.labelled:
+            tested = [macro_f1(vote, test.labels) for vote in votes]
         file = settings.out / f"submission_{name}.csv"
         write_submission(file, soft_vote(votes), ids=test.ids, classes=known.classes)
+        cells = [f"{value:.4f}" for value in (np.mean(held_out), np.std(held_out), np.mean(tested))]
         source = VOTES[name] if name in VOTES else ROWS[name].source
-        cells = [f"{value:.4f}" for value in (np.mean(scores), np.std(scores), np.mean(answer))]
-        lines.append(f"| {name} | {' | '.join(cells).replace('nan', '-')} | {source} |")
-        (settings.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        table.add(name, *(cell.replace("nan", "-") for cell in cells), source)
     # Rows with new works, or other folds, do not fit into one ensemble; some rows are the same.
     fit = [name for name in found if name != "folds" and not ROWS[name].style]
     different = {found[name].stack.tobytes(): settings.out / name for name in fit}
     if len(different) > 1:
         ensemble_table(summarise([*different.values()]), settings.out / "ensemble.png")
-    print("\n".join(lines))
+    print(table)
     print(f"macro-F1, mean and spread over seeds {settings.seeds}; {settings.out}")
 
 
-def painted(folder: Path) -> Path:
-    """Generate pictures of imbalanced classes, with the CSVs that a user would have."""
-    make_toy_folders(folder, per_class={"train": 24, "test": 8})
+def generate(settings: Settings) -> Path:
+    """Write pictures of imbalanced classes, with the CSVs that a user would have."""
+    folder = make_toy_folders(settings.out / "data", per_class={"train": 24, "test": 8})
     for split in ("train", "test"):
         lines = ["img_path,artist"]
         for number, painter in enumerate(sorted((folder / split).iterdir())):
@@ -310,7 +311,4 @@ def painted(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Settings, description=__doc__))
-    except (DataError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    start(main, Settings, quick=QUICK, generate=generate, description=__doc__)

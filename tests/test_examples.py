@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lowres_vision.data import make_toy_folders
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -84,6 +86,7 @@ def test_birds_beit_names_the_fault_in_the_users_files(
     [
         (["--variant", "span"], "the row `span` takes --sr-weights FILE"),
         (["--row", "srcnn"], "the row srcnn learns from one fold's rows: it is for --table"),
+        (["--backbones", "test_vit", "--lrs", "1e-3"], "beit+dinov2 takes 2 --backbones"),
     ],
 )
 def test_birds_multiresolution_says_what_a_row_needs(
@@ -93,6 +96,21 @@ def test_birds_multiresolution_says_what_a_row_needs(
     assert done.returncode != 0
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_painters_of_a_contest_are_not_named_in_the_test(tmp_path: Path) -> None:
+    folder = make_toy_folders(tmp_path / "data", per_class={"train": 6, "test": 2}, size=32)
+    for split, header in (("train", "img_path,artist"), ("test", "img_path")):
+        works = sorted((folder / split).rglob("*.png"))
+        cells = [[work.relative_to(folder).as_posix(), work.parent.name] for work in works]
+        lines = [",".join(row[: header.count(",") + 1]) for row in cells]
+        (folder / f"{split}.csv").write_text("\n".join([header, *lines]) + "\n")
+    tiny = ["--variant", "b2", "--stand-ins", "efficientnet_b2", "test_resnet", "--shrink", "0.1"]
+    tiny += ["--no-pretrained", "--epochs", 1]
+    done = run("painters_tinyvit.py", "--data", folder, "--out", tmp_path / "out", *tiny)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2].split("|")[4].strip() == "-"  # no test F1
+    assert len((tmp_path / "out/submission_b2.csv").read_text().splitlines()) == 9
 
 
 @pytest.mark.slow

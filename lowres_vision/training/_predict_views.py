@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 from lowres_vision._batch import collate
 from lowres_vision._checks import check_range
 from lowres_vision._files import write_arrays
+from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, MultiResolutionDataset
-from lowres_vision.ensemble import Member, OutOfFold, TestTimeAugmentation
+from lowres_vision.ensemble import Member, OutOfFold, TestTimeAugmentation, View
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._teacher import Fold, call_build
 from lowres_vision.training._weights import load_weights
@@ -30,7 +31,7 @@ _SAME = 0.02  # bf16 and another order of batches move a probability by less
 def predict_views(
     manifest: Manifest,
     build: Build | Mapping[str, Build],
-    augment: Callable[[Classifier], TestTimeAugmentation],
+    augment: Sequence[View] | Callable[[Classifier], TestTimeAugmentation],
     *,
     out: str | os.PathLike[str],
     test: Manifest | None = None,
@@ -48,8 +49,9 @@ def predict_views(
     Args:
         manifest: Rows of the cross-validation.
         build: As for :func:`cross_validate`.
-        augment: From a classifier with its best weights to the augmentation, e.g. of its
-            ``scored_model`` and ``loss.probabilities``.
+        augment: The views, which then get the size, mean, std and mode of the run's
+            :class:`~lowres_vision.augment.BatchTransform`. Or, where the images of a run were
+            transformed otherwise, from a classifier with its best weights to the augmentation.
         out: Folder of the finished runs.
         test: Test rows, if the runs had any.
         resolution: That the rows were scored on.
@@ -62,8 +64,10 @@ def predict_views(
 
     Raises:
         FileNotFoundError: If ``out`` has no ledger or a run's weights are gone.
-        ValueError: If a run is unfinished, is of other data or has no ``build``, or a plain view
-            differs from the run's own predictions.
+        TypeError: If there are views alone, and the run's transform is no ``BatchTransform``.
+        ValueError: If a run is unfinished, is of other data or has no ``build``, a plain view
+            differs from the run's own predictions, or there are views alone and the run's images
+            took a detour (``via``).
     """
     check_range("batch_size", batch_size, 1)
     out = Path(out)
@@ -82,7 +86,9 @@ def predict_views(
             Fold(fold, rows, manifest.digest()),
         )
         load_weights(classifier.scored_model, folder / "best.safetensors")
-        augmented = augment(classifier.eval()).eval().to(device)
+        classifier.eval()
+        augmented = augment(classifier) if callable(augment) else _shown(classifier, augment)
+        augmented = augmented.eval().to(device)
         held_out = MultiResolutionDataset(manifest, rows=rows, resolution=resolution)
         answers = _answers(augmented, held_out, batch_size, device)
         _refuse_other_images(augmented, answers, folder)
@@ -111,6 +117,30 @@ def predict_views(
     if test is not None:
         _add_tests(out / _TEST, tested)
     return seconds
+
+
+def _shown(classifier: Classifier, views: Sequence[View]) -> TestTimeAugmentation:
+    """Return the views as the classifier's transform shows images when it is evaluated."""
+    transform = classifier.transform
+    if not isinstance(transform, BatchTransform):
+        raise TypeError(
+            f"`augment` must be a function for a transform that is no BatchTransform, of whose "
+            f"size and colours the views would be, got views for {type(transform).__name__}"
+        )
+    if transform.via is not None:
+        raise ValueError(
+            f"`augment` cannot be views where images were first resized to {transform.via}, the "
+            f"`via` of the run's transform; views are made from the images as they were loaded"
+        )
+    return TestTimeAugmentation(
+        classifier.scored_model,
+        probabilities=classifier.loss.probabilities,
+        views=views,
+        size=transform.eval_size,
+        mean=transform.mean,
+        std=transform.std,
+        mode=transform.mode,
+    )
 
 
 def _finished_runs(out: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:

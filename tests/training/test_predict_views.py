@@ -116,3 +116,53 @@ def test_runs_that_are_missing_or_unfinished_are_named(finished, builds, tmp_pat
             predict_views(manifest, builds, augment, out=out)
     finally:
         book.write_text(text)
+
+
+def test_views_alone_are_shown_as_the_runs_images_were(finished, builds) -> None:  # type: ignore[no-untyped-def]
+    manifest, test, out = finished
+    predict_views(manifest, builds, augment, out=out, test=test)
+    ledger = OutOfFold(out / "ledger")
+    before, members = ledger.probabilities(), ledger.members()
+    # What is in a ledger with other numbers is refused, so this call compares them, bit for bit.
+    predict_views(manifest, builds, VIEWS, out=out, test=test)
+    assert ledger.members() == members
+    np.testing.assert_array_equal(ledger.probabilities(), before)
+
+
+def test_views_alone_have_the_transforms_own_evaluation(
+    finished, patch_net, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    manifest, _, _ = finished
+
+    def build() -> Classifier:
+        # Size, colours and kernel of evaluation, each other than its default.
+        transform = BatchTransform(16, **COLOURS, mode="bicubic", eval_size=20)
+        optimizer = partial(torch.optim.SGD, lr=0.1)
+        return Classifier(
+            patch_net(4), CrossEntropyLoss(), transform=transform, optimizer=optimizer
+        )
+
+    cross_validate(manifest, build, out=tmp_path, folds=np.arange(18) % 2, epochs=1)
+    predict_views(manifest, build, VIEWS, out=tmp_path)  # refuses a plain view that is off
+    assert len(OutOfFold(tmp_path / "ledger").members()) == 3
+
+
+@pytest.mark.parametrize(
+    ("transform", "error", "words"),
+    [
+        (torch.nn.Identity(), TypeError, "no BatchTransform, .* got views for Identity"),
+        (BatchTransform(16, **COLOURS, via=8), ValueError, r"first resized to \(8, 8\), the `via`"),
+    ],
+)
+def test_views_alone_of_another_transform_are_refused(
+    transform: torch.nn.Module, error: type, words: str, finished, builds
+) -> None:  # type: ignore[no-untyped-def]
+    manifest, _, out = finished
+
+    def build(name: str) -> Classifier:
+        classifier = builds[name]()
+        classifier.transform = transform
+        return classifier
+
+    with pytest.raises(error, match=words):
+        predict_views(manifest, {name: partial(build, name) for name in builds}, VIEWS, out=out)
