@@ -291,29 +291,51 @@ def _create_from_file(backbone: str, timm_args: dict[str, Any], path: Path) -> A
 
 
 def _refuse_unread_pixels(model: Any, name: str, size: tuple[int, int]) -> None:
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if patch is None or getattr(model.patch_embed, "dynamic_img_pad", False):
+    patch = _patch_size(model)
+    if patch is None:
         return
     read = (size[0] // patch[0] * patch[0], size[1] // patch[1] * patch[1])
     if read != size:
         share = 1 - read[0] * read[1] / (size[0] * size[1])
+        pads = hasattr(getattr(model, "patch_embed", None), "dynamic_img_pad")
+        remedy = f", or dynamic_img_pad=True with {name!r}" if pads else ""
         raise ValueError(
             f"`image_size` {size} leaves {share:.1%} of the pixels unread: patches of {patch} "
-            f"cover {read}; use a multiple of {patch[0]}, or dynamic_img_pad=True with {name!r}"
+            f"cover {read}; use a multiple of {patch[0]}{remedy}"
         )
 
 
-def _feature_map(model: nn.Module, features: Tensor) -> Tensor:
+def _patch_size(model: Any) -> tuple[int, int] | None:
+    """Return the size of patches that lie side by side and are all a model reads, or None."""
+    first = next((layer for layer in model.modules() if isinstance(layer, nn.Conv2d)), None)
+    patch_embed = getattr(model, "patch_embed", None)
+    if patch_embed is None:  # ConvNeXt's stem is a grid as well
+        if first is None or first.kernel_size != first.stride:
+            return None
+        return first.kernel_size[0], first.kernel_size[1]
+    if getattr(patch_embed, "dynamic_img_pad", False):
+        return None
+    # Padded patches overlap (PVT v2); an int is what a stem of small kernels shrinks by (XCiT).
+    overlap = first is not None and any(first.padding)
+    patch = getattr(patch_embed, "patch_size", None)
+    return patch if isinstance(patch, tuple) and not overlap else None
+
+
+def _feature_map(model: nn.Module, features: Any) -> Tensor:
     """Bring a backbone's features to NCHW."""
-    if features.ndim == 4:
-        if getattr(model, "output_fmt", "NCHW") == "NHWC":
-            return rearrange(features, "b h w c -> b c h w")
-        return features
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    if features.ndim == 3 and grid and features.shape[1] - prefix == grid[0] * grid[1]:
-        return rearrange(features[:, prefix:], "b (h w) c -> b c h w", h=grid[0])
+    if isinstance(features, Tensor):
+        if features.ndim == 4:
+            if getattr(model, "output_fmt", "NCHW") == "NHWC":
+                return rearrange(features, "b h w c -> b c h w")
+            return features
+        grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+        prefix = getattr(model, "num_prefix_tokens", 0)
+        if features.ndim == 3 and grid and features.shape[1] - prefix == grid[0] * grid[1]:
+            return rearrange(features[:, prefix:], "b (h w) c -> b c h w", h=grid[0])
+        given = f"shape {tuple(features.shape)}"
+    else:
+        given = "several tensors"
     raise ValueError(
-        f"{type(model).__name__} gives features of shape {tuple(features.shape)}, which `pool` "
-        f"cannot read as a map; use pool=None, the backbone's own pooling"
+        f"{type(model).__name__} gives features of {given}, which `pool` cannot read as a map; "
+        f"use pool=None, the backbone's own pooling"
     )

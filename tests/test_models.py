@@ -103,6 +103,28 @@ def test_a_patch_grid_that_leaves_pixels_unread_is_refused() -> None:
     assert padded(torch.randn(1, 3, 64, 64)).shape == (1, 2)
 
 
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "xcit_nano_12_p8_224", "efficientvit_m0"])
+def test_overlapping_patches_that_read_every_pixel_are_no_grid(name: str) -> None:
+    size = {"pvt_v2_b0": 66}.get(name, 64)
+    model = LowResClassifier(name, 2, image_size=size).eval()
+    images = torch.randn(2, 3, size, size, requires_grad=True)
+    model(images)[:, 0].sum().backward()
+    assert images.grad is not None
+    assert images.grad.ne(0).any(0).any(0).all()
+
+
+def test_a_stem_of_whole_patches_is_a_grid() -> None:
+    with pytest.raises(ValueError, match=r"\(50, 50\) leaves 7\.8% .* \(48, 48\); .* of 4$"):
+        LowResClassifier("test_convnext", 2, image_size=50)
+    assert LowResClassifier("test_convnext", 2, image_size=48).image_size == (48, 48)
+
+
+def test_features_of_several_tensors_are_refused_by_pool() -> None:
+    model = LowResClassifier("efficientvim_m1", 2, image_size=64, pool="gem")
+    with pytest.raises(ValueError, match="EfficientViM gives features of several tensors, which"):
+        model(torch.randn(2, 3, 64, 64))
+
+
 def test_a_checkpoint_loads_strictly(tmp_path: Path) -> None:
     source = timm.create_model("test_resnet", num_classes=7)
     path = tmp_path / "weights.safetensors"
