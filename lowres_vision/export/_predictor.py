@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lowres_vision.ensemble import VotingEnsemble
+from lowres_vision.export._allowance import Allowance
 from lowres_vision.export._anew import agree, answers, any_half, fill, record_of, tensors_of
 from lowres_vision.export._certificate import installed_versions
 from lowres_vision.export._hub import OnHub
 from lowres_vision.export._parts import make
 from lowres_vision.export._sealed import read_sealed, write_sealed
+
+_ROOM, _TIMES = 2**30, 8  # bytes, and how often the file's, that making a predictor may take
 
 
 class _Trained(Protocol):
@@ -165,7 +168,8 @@ class Predictor(nn.Module, OnHub):
         """Return the predictor that :meth:`save` wrote, on the CPU.
 
         The file can name parts of this library, timm's models and plain layers of torch, with
-        plain arguments, and nothing else. Under the versions that wrote it the answers are the
+        plain arguments, and nothing else; nor does making them take more memory than 1 GiB and
+        eight times the file's weights. Under the versions that wrote it the answers are the
         same, to the bit on the same kind of machine. Under others, the models first have to give
         two made-up images the outputs that the file holds, to a thousandth of the largest (a
         fiftieth where weights are of a half type).
@@ -184,9 +188,7 @@ class Predictor(nn.Module, OnHub):
         try:
             given, there = tensors.pop("answers"), dict(record["versions"])
             predictor = cls._made(record, tensors)
-            agreed = there == here or agree(
-                given, answers(predictor.vote), tolerance=2e-2 if any_half(predictor) else 1e-3
-            )
+            agreed = there == here or _still(predictor, given)
         except Exception as error:  # a foreign record may break a constructor in any way
             detail = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise ValueError(
@@ -209,7 +211,10 @@ class Predictor(nn.Module, OnHub):
 
     @classmethod
     def _made(cls, record: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        with torch.random.fork_rng(devices=[]):  # of the weights that the file's then replace
+        held = sum(value.numel() * value.element_size() for value in tensors.values())
+        allowance = Allowance(total=_ROOM + _TIMES * held)
+        # Drawn are weights that the file's then replace.
+        with torch.random.fork_rng(devices=[]), allowance:
             members = [
                 TrainedModel(make(member["model"]), make(member["loss"]))
                 for member in record["members"]
@@ -224,6 +229,14 @@ class Predictor(nn.Module, OnHub):
         fill(predictor, tensors)
         predictor.notes = dict(record["notes"])
         return predictor
+
+
+def _still(predictor: Predictor, given: Tensor) -> bool:
+    """Whether the models give the outputs that they gave, in memory that any machine has."""
+    tolerance = 2e-2 if any_half(predictor) else 1e-3
+    with Allowance(each=_ROOM):
+        found = answers(predictor.vote)
+    return agree(given, found, tolerance=tolerance)
 
 
 def _with_transform(member: _Trained) -> nn.Module:

@@ -170,10 +170,37 @@ def test_a_record_brings_no_weights_from_elsewhere(
         Predictor.load(path)
 
 
-def test_no_memory_is_named(written: Path, tmp_path: Path) -> None:
+LARGE = {  # each would be made, in gigabytes or in hours, before its shapes were compared
+    "wide layers": set_timm(embed_dim=2**14),
+    "wider than can be": set_timm(embed_dim=3 * 2**40),
+    "many layers": set_timm(depth=10**9),
+    "wide convolutions": set_part("LearnableResizer", size=8, channels=2**14),
+    "many blocks": set_part("LearnableResizer", size=8, channels=1, blocks=10**9),
+    "position indices": set_model(
+        backbone="beit_base_patch16_224", image_size=[2**13, 2**13], timm_args={"mapping": {}}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_record_takes_no_more_memory_than_its_file_explains(
+    name: str, written: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "changed.safetensors"
-    rewritten(written, path, set_timm(embed_dim=3 * 2**40))
-    with pytest.raises(ValueError, match="cannot be made here"):
+    rewritten(written, path, LARGE[name])
+    with pytest.raises(ValueError, match=r"cannot be made here \(MemoryError: .* 1\.0 GiB, "):
+        Predictor.load(path)
+
+
+def test_a_first_answer_takes_no_more_memory_either(written: Path, tmp_path: Path) -> None:
+    def change(record: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        record["versions"]["timm"] = "0.0.1"
+        parts = record["members"][0]["model"]["arguments"]["parts"]["mapping"]
+        parts["0"]["arguments"]["eval_size"] = [10**5, 10**5]
+
+    path = tmp_path / "changed.safetensors"
+    rewritten(written, path, change)
+    with pytest.raises(ValueError, match=r"cannot be made here \(MemoryError: .* 1\.0 GiB, "):
         Predictor.load(path)
 
 
