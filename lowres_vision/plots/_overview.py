@@ -12,6 +12,7 @@ from lowres_vision.data import Manifest, count_by_class, count_values, format_ta
 from lowres_vision.plots._counts import class_counts, column_counts, size_scatter
 
 _ACROSS = 30  # values of a column that a table by class holds side by side
+_LONGEST = 55  # letters of a column's name in a file's; disks take 255 bytes, a letter up to 4
 
 
 def write_overview(
@@ -24,8 +25,9 @@ def write_overview(
 
     ``counts.txt`` has them as tables, with the empty cells of each column, and a column's values by
     class where they are 30 at most; ``class_counts.png``, ``sizes.png`` and one picture for each
-    further column, named after it, show them. A column in which every cell is another, a file name
-    say, is left out.
+    further column, named after it, show them: ``column_sex.png``, and ``column_sex_2.png`` where
+    another column's name differs in case, spaces or signs only. A column in which every cell is
+    another, a file name say, is left out.
 
     Args:
         manifest: The rows.
@@ -64,6 +66,7 @@ def write_overview(
     least, median, most = (f"{height} x {width}" for height, width in points)
     parts.append(f"height and width: least {least}, median {median}, most {most}")
     size_scatter(sizes, folder / "sizes.png")
+    taken: set[str] = set()
     for name, cells in manifest.columns.items():
         counts = count_values(manifest, name)
         if len(counts) == len(manifest):
@@ -72,8 +75,18 @@ def write_overview(
         if manifest.labelled and len(counts) <= _ACROSS:
             values, table = count_by_class(manifest, name)
             parts.append(format_table(table, rows=manifest.classes, columns=values))
-        file = re.sub(r"\W+", "_", name)
-        column_counts(cells, folder / f"column_{file}.png", name=name)
+        column_counts(cells, folder / _picture_name(name, taken), name=name)
     path = folder / "counts.txt"
     write_whole(path, ("\n\n".join(parts) + "\n").encode())
     return path
+
+
+def _picture_name(column: str, taken: set[str]) -> str:
+    """Return a file name that no disk confuses with another, and add it to those taken."""
+    stem = re.sub(r"\W+", "_", column)[:_LONGEST]
+    name, number = f"column_{stem}.png", 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"column_{stem}_{number}.png"
+    taken.add(name.casefold())
+    return name

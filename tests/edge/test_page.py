@@ -295,6 +295,28 @@ def test_another_s_model_of_one_size_with_logits_and_names_in_a_text_file(
     assert "not shown: the file has no output “views”" in shown.notes
 
 
+def test_a_model_that_gives_nan_is_said_to_and_shows_no_class(
+    browser: Any, served: str, page: Path, tmp_path: Path
+) -> None:
+    class Broken(nn.Module):
+        """0 / 0 for pictures without a black pixel, as those of the test are not."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            dark = (x.amin((1, 2, 3)) < 0.5).float()[:, None]
+            return x.mean((2, 3)) * dark / dark
+
+    export_onnx(Broken(), tmp_path / "nan.onnx", torch.rand(2, 3, 48, 32))
+    Image.new("RGB", (32, 48), (255, 255, 255)).save(tmp_path / "white.png")
+    Image.new("RGB", (32, 48)).save(tmp_path / "black.png")
+    browser.open(served)
+    browser.choose("#model", tmp_path / "nan.onnx")
+    browser.wait("!document.getElementById('own').hidden")
+    said = complaint(browser, "#file", tmp_path / "white.png")
+    assert said.startswith("“nan.onnx” gives NaN or infinity for this picture, and so no class.")
+    assert browser.evaluate("document.getElementById('result').hidden")
+    assert len(classify(browser, tmp_path / "black.png").best) == 3
+
+
 def test_the_camera(browser: Any, served: str) -> None:
     def allow(setting: str) -> None:
         browser.send(
@@ -308,7 +330,21 @@ def test_the_camera(browser: Any, served: str) -> None:
         "The camera was not allowed. Allow it"
     )
     allow("granted")
+    # A camera that is on and has sent nothing yet.
+    real = "navigator.mediaDevices.getUserMedia"
+    browser.evaluate(f"void ([window.real, {real}] = [{real}, async () => new MediaStream()])")
     browser.click("#camera")
+    browser.wait("!document.getElementById('live').hidden")
+    browser.click("#shoot")
+    assert browser.wait("document.getElementById('error').innerText").startswith(
+        "The camera shows no picture yet. Wait until it does"
+    )
+    assert not browser.evaluate("document.getElementById('live').hidden")
+    browser.click("#stop")
+    assert "error of its own" not in browser.text("#error")
+    browser.evaluate(f"void ({real} = window.real.bind(navigator.mediaDevices))")
+    browser.click("#camera")
+    assert browser.text("#error") == ""
     browser.wait(
         "!document.getElementById('live').hidden && document.getElementById('video').videoWidth"
     )

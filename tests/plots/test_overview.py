@@ -40,3 +40,19 @@ def test_rows_without_labels_have_sizes(toy: Path, tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["counts.txt", "sizes.png"]
     with pytest.raises(DataError, match="no high-resolution images"):
         write_overview(test, tmp_path, resolution="high")
+
+
+def test_columns_of_names_that_files_confuse_have_a_picture_each(toy: Path, tmp_path: Path) -> None:
+    with (toy / "train.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    further = ["a b", "a_b", "A-B", "a_b_2", "?", "ж" * 140, "ж" * 141]
+    path = tmp_path / "train.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], *further])
+        writer.writeheader()
+        for number, row in enumerate(rows):
+            writer.writerow({**row, **dict.fromkeys(further, number % 2)})
+    write_overview(Manifest.read_csv(path, root=toy), tmp_path / "out")
+    names = {file.name for file in (tmp_path / "out").glob("column_*.png")}
+    assert len(names) == len({name.casefold() for name in names}) == len(further)
+    assert {"column_a_b.png", "column_a_b_2.png", "column_A_B_3.png"} <= names

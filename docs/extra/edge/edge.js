@@ -180,15 +180,18 @@ async function startCamera() {
     throw new Problem("The browser gives cameras only to pages from https or localhost. Open this page from there, or choose a file.");
   }
   const video = part("video");
+  part("camera").disabled = true;
   try {
     video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
+    part("camera").disabled = false;
     throw new Problem(REFUSALS[error.name] ?? `The camera does not start (${error.message}). Choose a file.`);
   }
   part("live").hidden = false;
-  part("camera").disabled = true;
-  await video.play();
   part("shoot").focus();
+  await video.play().catch((error) => {
+    if (video.srcObject) throw error; // else it was stopped before it showed anything
+  });
 }
 
 function stopCamera() {
@@ -202,6 +205,10 @@ function stopCamera() {
 part("camera").addEventListener("click", () => startCamera().catch(complain));
 part("stop").addEventListener("click", stopCamera);
 part("shoot").addEventListener("click", () => {
+  if (part("video").readyState < HTMLMediaElement.HAVE_CURRENT_DATA) {
+    complain(new Problem("The camera shows no picture yet. Wait until it does, then take it again."));
+    return;
+  }
   classify(part("video"), "the camera's picture").then(stopCamera);
 });
 

@@ -136,6 +136,13 @@ export class Model {
     }
     const outputs = found[this.session.outputNames[0]];
     this.checkNames(outputs.data.length);
+    if (!outputs.data.every(Number.isFinite)) {
+      throw new Problem(
+        `“${this.file}” gives NaN or infinity for this picture, and so no class. ` +
+          "Look for it with the model that the file was made from: its training may have failed, " +
+          "or its weights are of a half type and overflow.",
+      );
+    }
     const [probabilities, softmax] = normalised(Float32Array.from(outputs.data));
     return { probabilities, softmax, view: found.views?.dims.length === 4 ? image(found.views) : null };
   }
