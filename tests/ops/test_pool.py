@@ -1,5 +1,7 @@
 import gc
+import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +94,37 @@ def test_small_results_are_plain_tensors(pool):
     tensor = empty(pool, (1, 3, 64, 64))
     del tensor
     assert pool.idle == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_writes_into_memory_of_its_own(pool):
+    tensor = empty(pool).fill_(1.0)
+    child = os.fork()
+    if child == 0:
+        tensor.numpy()[:] = 2.0  # no thread of torch's survives a fork
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert tensor.eq(1.0).all()
+
+
+def _huge_pages_are_to_be_had():
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.exists() and "[never]" not in setting.read_text()
+
+
+@pytest.mark.skipif(not _huge_pages_are_to_be_had(), reason="needs Linux with huge pages")
+def test_blocks_lie_in_huge_pages(pool):
+    tensor = empty(pool).fill_(1.0)
+    kilobytes = 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, second = line.partition(" ")[0].partition("-")
+        if second:
+            inside = int(first, 16) <= tensor.data_ptr() < int(second, 16)
+        elif first == "AnonHugePages:" and inside:
+            kilobytes = int(line.split()[1])
+    # The kernel may be short of whole huge pages, but hardly of every one of six.
+    assert kilobytes >= 2048
 
 
 def test_many_threads(pool):

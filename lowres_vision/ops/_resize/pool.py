@@ -67,9 +67,7 @@ class OutputPool:
         length = -(-size // _PAGE) * _PAGE + _PAGE  # one more, so as to start on a huge page
         block = self._find(length)
         if block is None:
-            block = mmap.mmap(-1, length)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                block.madvise(mmap.MADV_HUGEPAGE)
+            block = _huge_pages(length)
         whole = np.frombuffer(block, dtype=np.uint8)
         start = -whole.ctypes.data % _PAGE
         part = whole[start : start + size]
@@ -95,6 +93,17 @@ class OutputPool:
                 self._blocks.popleft()
             except IndexError:
                 return
+
+
+def _huge_pages(length: int) -> mmap.mmap:
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(-1, length)
+    # Python's own choice is a shared mapping: a forked child would write into its parent's
+    # results, and Linux keeps such memory in small pages unless set up otherwise.
+    block = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    return block
 
 
 output_pool = OutputPool()
