@@ -209,7 +209,7 @@ def adaptive_margins(
     counts = torch.as_tensor(counts, dtype=torch.float64)
     if counts.ndim != 1 or counts.numel() == 0:
         raise ValueError(f"`counts` must be (K,) with K > 0, got {tuple(counts.shape)}")
-    empty = (counts < 1).nonzero().flatten().tolist()
+    empty = (~(counts >= 1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"`counts` must be >= 1 for every class, got less for classes {empty}")
     rarity = counts.pow(-0.25)
@@ -220,6 +220,9 @@ def adaptive_margins(
 
 def _check_margin(margin: float | Tensor, num_classes: int) -> None:
     if not isinstance(margin, Tensor):
+        if not isinstance(margin, (int, float)):
+            kind = type(margin).__name__
+            raise TypeError(f"`margin` must be a float or a Tensor (K,) of radians, got {kind}")
         if not 0 <= margin <= math.pi:
             raise ValueError(f"`margin` must be in [0, pi] radians, got {margin!r}")
     elif margin.shape != (num_classes,) or not margin.is_floating_point():

@@ -13,7 +13,7 @@ target by construction: a mixed target costs what the mixture of the two hard ta
 index costs what its one-hot row costs. The divisor takes the target before smoothing, as
 ``torch.nn.functional.cross_entropy`` does for indices. For probabilities torch divides by B even
 where there are weights, and so disagrees with itself; here both give one number. A batch whose
-targets all weigh nothing has divisor 1 instead of 0.
+targets all weigh nothing, or that has no rows, has divisor 1 instead of 0.
 """
 
 from typing import ClassVar, Literal
@@ -49,7 +49,7 @@ class ClassificationLoss(nn.Module):
         check_range("label_smoothing", label_smoothing, 0, 1)
         check_choice("reduction", reduction, ("mean", "sum", "none"))
         if weight is not None:
-            _check_weight(weight, weight.numel())
+            _check_weight(weight)
             if not bool(((weight >= 0) & weight.isfinite()).all()):
                 raise ValueError(f"`weight` must be finite and >= 0, got {weight.tolist()}")
         self.register_buffer("weight", weight)
@@ -108,9 +108,9 @@ def check_arguments(
 ) -> None:
     """Raise unless the arguments fit the contract.
 
-    Class indices are read only on the CPU and outside compilation, where it costs 2 us: unlabelled
-    rows are marked -1 in this package, and a loss must not train on them. Elsewhere the indexing
-    itself refuses them (a device assertion on CUDA).
+    Class indices are read only on the CPU, outside compilation and ``torch.func``, where it costs
+    2 us: unlabelled rows are marked -1 in this package, and a loss must not train on them.
+    Elsewhere the indexing itself refuses them (a device assertion on CUDA).
     """
     check_range("label_smoothing", label_smoothing, 0, 1)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -129,8 +129,9 @@ def check_arguments(
             f"`targets` must be class indices (B,) = ({B},) of an integer dtype or probabilities "
             f"(B, K) = ({B}, {K}) of a floating dtype, got {_describe(targets)}"
         )
-    if targets.device.type == "cpu" and not torch.compiler.is_compiling() and B > 0:
-        lowest, highest = (int(bound) for bound in targets.aminmax())
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if targets.device.type == "cpu" and not traced and B > 0:
+        lowest, highest = (int(bound) for bound in targets.long().aminmax())
         if lowest < 0 or highest >= K:
             raise ValueError(
                 f"`targets` must be class indices from 0 to {K - 1}, got "
@@ -179,9 +180,14 @@ def reduce_losses(
     if reduction == "sum":
         return rows.sum()
     if mass is None:
-        return rows.mean()
+        return mean_of_rows(rows)
     total = mass.sum()
     return rows.sum() / torch.where(total > 0, total, 1.0)
+
+
+def mean_of_rows(rows: Tensor) -> Tensor:
+    """Return the mean of ``(B,)`` losses, 0 where there are none."""
+    return rows.mean() if rows.numel() > 0 else rows.sum()
 
 
 def _expect_indices(
@@ -214,7 +220,10 @@ def _expect_probabilities(
     return (losses * smoothed * weight).sum(1), targets * weight
 
 
-def _check_weight(weight: Tensor, num_classes: int) -> None:
+def _check_weight(weight: Tensor, num_classes: int | None = None) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"`weight` must be a Tensor (K,), got {type(weight).__name__}")
+    num_classes = weight.numel() if num_classes is None else num_classes
     if weight.shape != (num_classes,) or not weight.is_floating_point():
         raise ValueError(
             f"`weight` must be (K,) = ({num_classes},) of a floating dtype, got {_describe(weight)}"

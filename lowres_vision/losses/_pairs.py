@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lowres_vision._checks import check_choice, check_range
 from lowres_vision._numerics import at_least_float32, unit_vectors
-from lowres_vision.losses._contract import Reduction
+from lowres_vision.losses._contract import Reduction, mean_of_rows
 
 Divergence = Literal["jensen_shannon", "kl"]
 Distance = Literal["cosine", "mse"]
@@ -164,7 +164,7 @@ def _kl(of: Tensor, to: Tensor) -> Tensor:
 def _reduce(rows: Tensor, reduction: Reduction) -> Tensor:
     if reduction == "none":
         return rows
-    return rows.sum() if reduction == "sum" else rows.mean()
+    return rows.sum() if reduction == "sum" else mean_of_rows(rows)
 
 
 def _check(name: str, first: Tensor, second: Tensor, reduction: str) -> None:

@@ -229,6 +229,15 @@ def test_refuses_a_margin_that_is_no_angle(margin: float | Tensor, message: str)
         ArcFaceLoss(margin=margin)
 
 
+def test_refuses_margins_that_are_no_tensor() -> None:
+    for build in (
+        lambda: ArcFaceLoss(margin=[0.1, 0.2]),  # type: ignore[arg-type]
+        lambda: arcface_loss(torch.zeros(1, 2), torch.tensor([0]), margin=[0.1, 0.2]),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=r"`margin` must be a float or a Tensor .*, got list"):
+            build()
+
+
 def test_refuses_margins_for_other_classes_and_a_scale_of_0() -> None:
     cosines, targets = draw()
     with pytest.raises(ValueError, match=r"`margin` must be a float or \(K,\) = \(7,\)"):
@@ -263,6 +272,7 @@ def test_adaptive_margins_of_equal_counts_are_the_midpoint(counts: list[int] | T
     ("arguments", "message"),
     [
         (([3, 0, 5, 0],), r"`counts` must be >= 1 .* classes \[1, 3\]"),
+        (([3.0, math.nan],), r"`counts` must be >= 1 .* classes \[1\]"),
         (([],), r"`counts` must be \(K,\) with K > 0"),
         ((torch.ones(2, 2),), r"got \(2, 2\)"),
     ],

@@ -266,6 +266,38 @@ def test_a_batch_that_weighs_nothing_is_finite(case: Case) -> None:
 
 
 @every_loss
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("kind", ["indices", "soft"])
+def test_a_batch_without_rows_costs_nothing(case: Case, kind: str, weight: Tensor | None) -> None:
+    """As when the labelled rows of a batch are selected and there are none."""
+    outputs = draw_outputs(case, rows=0)
+    for smoothing in (0.0, 0.1):
+        loss = case.function(
+            outputs,
+            draw_targets(kind, rows=0),
+            weight=weight,
+            label_smoothing=smoothing,
+            **case.arguments,
+        )
+        (gradient,) = torch.autograd.grad(loss, outputs)
+        assert loss.item() == 0
+        assert gradient.shape == (0, K)
+
+
+@every_loss
+@pytest.mark.parametrize("kind", ["indices", "soft"])
+def test_gradients_per_sample_by_vmap_are_those_of_a_loop(case: Case, kind: str) -> None:
+    outputs, targets = draw_outputs(case).detach(), draw_targets(kind)
+
+    def loss(row: Tensor, target: Tensor) -> Tensor:
+        return case.function(row[None], target[None], weight=WEIGHT, **case.arguments)
+
+    together = torch.func.vmap(torch.func.grad(loss))(outputs, targets)
+    alone = [torch.func.grad(loss)(*pair) for pair in zip(outputs, targets, strict=True)]
+    assert_same(together, torch.stack(alone))
+
+
+@every_loss
 def test_one_class_alone_costs_nothing_to_tell_apart(case: Case) -> None:
     outputs = torch.tensor([[0.5], [0.9]], requires_grad=True)
     arguments = {k: v[:1] if isinstance(v, Tensor) else v for k, v in case.arguments.items()}
@@ -290,7 +322,7 @@ def test_strides_do_not_matter_and_inputs_are_left_alone(case: Case, kind: str) 
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
 def test_any_integer_dtype_will_do(case: Case, dtype: torch.dtype) -> None:
     outputs, targets = draw_outputs(case), draw_targets("indices")
     for settings in ({}, {"label_smoothing": 0.1, "weight": WEIGHT}):
@@ -453,3 +485,14 @@ def test_check_outputs_refuses_a_mismatch(
     else:
         with pytest.raises(ValueError, match=f"{type(loss).__name__} reads {reads}, .* {gives}"):
             check_outputs(head, loss)
+
+
+@every_loss
+def test_weights_that_are_no_tensor_are_named(case: Case) -> None:
+    weight = [1.0] * K  # scikit-learn's are an array
+    for build in (
+        lambda: case.module(weight=weight),
+        lambda: case.function(torch.zeros(2, K), torch.zeros(2, K), weight=weight),
+    ):
+        with pytest.raises(TypeError, match=r"`weight` must be a Tensor \(K,\), got list"):
+            build()

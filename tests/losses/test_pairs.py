@@ -112,6 +112,16 @@ def test_equal_views_cost_nothing_and_pull_nowhere(loss, reference) -> None:
 
 
 @LOSSES
+def test_batches_without_rows_cost_nothing(loss, reference) -> None:
+    a = torch.zeros(0, 7, requires_grad=True)
+    for reduction in ("mean", "sum"):
+        value = loss(a, torch.zeros(0, 7), reduction)
+        (gradient,) = torch.autograd.grad(value, a)
+        assert value.item() == 0
+        assert gradient.shape == (0, 7)
+
+
+@LOSSES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_types_are_computed_in_float32(loss, reference, dtype: torch.dtype) -> None:
     a, b = rows(5, 4, 6).to(dtype), rows(6, 4, 6).to(dtype)
