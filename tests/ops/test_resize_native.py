@@ -12,6 +12,7 @@ from torch.library import opcheck
 
 from lowres_vision.ops import Mix, resize
 from lowres_vision.ops._resize import native
+from lowres_vision.ops._resize.checks import box_slack, check_values
 from lowres_vision.ops._resize.operator import (
     resize_backward_op,
     resize_op,
@@ -462,6 +463,53 @@ def test_unchecked_boxes_stay_in_memory(value):
             settings = Settings(box, mode="bicubic", antialias=antialias)
             native.run(torch.empty(1, 1, 9, 9), [images], settings)
             native.run(torch.empty(1, 1, 8, 8), [torch.rand(1, 1, 9, 9)], settings, backward=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_kernel_refuses_the_boxes_that_the_check_refuses(dtype, ragged):
+    images = [torch.rand(3, 9, 7), torch.rand(3, 9, 7)]
+    batch = images if ragged else [torch.stack(images)]
+    limits = torch.tensor([9.0, 7.0], dtype=torch.float64)
+    starts = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    steps = box_slack(dtype) * torch.tensor([0, 0.5, 1, 1.5, 2, 4], dtype=torch.float64)
+    ends = [limits * (1 + share) for share in (*steps, *-steps)]
+    cases = [torch.cat([starts, end - starts]) for end in ends]
+    for column in range(4):
+        for value in (-1e-9, -0.0, 1e-9, 20.0, float("nan"), float("inf"), -float("inf")):
+            cases.append(torch.cat([starts, limits - starts]))
+            cases[-1][column] = value
+    refused = []
+    for case in cases:
+        boxes = torch.stack([torch.tensor([0.0, 0.0, 9.0, 7.0]), case]).to(dtype)
+        out = torch.full((2, 3, 5, 5), -7.0)
+        try:
+            native.run(out, batch, Settings(boxes), ragged=ragged, checked=False)
+        except ValueError:
+            refused.append(True)
+            assert out.eq(-7.0).all()
+        else:
+            refused.append(False)
+            assert out.ge(0.0).all()
+        try:
+            check_values(boxes, None, batch)
+        except ValueError:
+            assert refused[-1], boxes
+        else:
+            assert not refused[-1], boxes
+    assert 0 < sum(refused) < len(refused)
+
+
+def test_kept_statistics_serve_calls_of_every_kind():
+    images, std = torch.rand(2, 3, 5, 5), (0.3, 0.3, 0.4)  # of no other test
+    with torch.inference_mode():
+        expected = resize(images, 7, std=std).clone()
+    assert torch.equal(resize(images, 7, std=list(std)), expected)
+    tracked = images.clone().requires_grad_()
+    for impl in ("auto", "reference"):
+        resize(tracked, 7, std=std, impl=impl).sum().backward()
+    precise = resize(images.double(), 7, std=std)
+    torch.testing.assert_close(precise.float(), expected)
 
 
 def test_a_named_implementation_never_falls_back():

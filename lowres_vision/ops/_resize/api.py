@@ -1,5 +1,6 @@
 """The public door of the resize: keyword surface, checks and choice of implementation."""
 
+import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, cast
 
@@ -10,12 +11,12 @@ from lowres_vision._checks import check_choice, check_size
 from lowres_vision.ops._resize import cuda, native
 from lowres_vision.ops._resize.checks import (
     FLOATS,
-    check_boxes,
     check_images,
     check_mix,
     check_out,
     check_per_image,
     check_rounding,
+    check_values,
 )
 from lowres_vision.ops._resize.operator import (
     resize_op,
@@ -141,20 +142,26 @@ def resize(
     B = len(items) if ragged else first.shape[0]
     C = first.shape[0] if ragged else first.shape[1]
     check_per_image("flip", flip, (B,), (torch.bool,), first.device)
-    check_boxes(boxes, B, items)
+    check_per_image("boxes", boxes, (B, 4), FLOATS, first.device)
     if mix is not None:
         check_mix(*mix, B, first.device)
     dtype = _result_dtype(dtype, out, first.dtype, rounded=rounding is not None)
     if out is not None:
         check_out(out, (B, C, height, width), channels_last, items)
-    gain, bias = _affine(first, C, mean, std)
+    if rounding is not None:
+        plain = mean is None and std is None and mix is None
+        check_rounding(first.dtype, dtype, antialias, plain=plain)
+    made = dtype if rounding is None else torch.uint8
+    kernels = _kernel_serves(impl, items, made, (height, width), ragged=ragged)
+    direct = kernels and undispatched(items)
+    in_c = direct and first.device.type == "cpu"
+    if rounding is not None or not in_c:  # else the kernel does: 0.15 ms when caches are cold
+        check_values(boxes, None if mix is None else mix.partner, items)
+    gain, bias = _affine(first, C, mean, std, keep=in_c)
     boxes = None if boxes is None else boxes.detach()
     mixing = () if mix is None else mix
     settings = Settings(boxes, flip, gain, bias, mode, antialias, *mixing)
     if rounding is not None:
-        plain = mean is None and std is None and mix is None
-        check_rounding(first.dtype, dtype, antialias, plain=plain)
-        kernels = _kernel_serves(impl, items, torch.uint8, (height, width), ragged=ragged)
         rounded = resize_uint8(items, height, width, settings, ragged=ragged, kernels=kernels)
         if dtype == torch.uint8:
             layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -162,13 +169,15 @@ def resize(
         # What is left, at the final size, is to normalise, to cast and to mix.
         items, ragged = (rounded,), False
         settings = Settings(None, None, gain, bias, mode, antialias, *mixing)
-    if not _kernel_serves(impl, items, dtype, (height, width), ragged=ragged):
+        kernels = _kernel_serves(impl, items, dtype, (height, width), ragged=ragged)
+        direct = kernels and undispatched(items)
+    if not kernels:
         result = compose(items, height, width, settings, dtype, ragged=ragged)
         if out is not None:
             return out.copy_(result)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         return result.to(dtype).contiguous(memory_format=layout)
-    if undispatched(items):
+    if direct:
         rest = (height, width, dtype, channels_last, settings)
         return resize_undispatched(out, items, *rest, ragged=ragged)
     if out is not None:
@@ -236,40 +245,56 @@ def _affine(
     channels: int,
     mean: Sequence[float] | Tensor | None,
     std: Sequence[float] | Tensor | None,
+    *,
+    keep: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return (C,) gain and bias with ``gain * image + bias == (image / range - mean) / std``."""
+    """Return (C,) gain and bias with ``gain * image + bias == (image / range - mean) / std``.
+
+    Those of plain numbers are kept for the next call where ``keep`` allows it: nothing traces,
+    and nothing but the C kernel reads them.
+    """
     for name, value in (("mean", mean), ("std", std)):
         shape = (channels,) if value is None else _shape(value)
         if shape != (channels,):
             raise ValueError(f"`{name}` must have shape ({channels},), got {shape}")
     whole = 255.0 if image.dtype == torch.uint8 else 1.0
     if isinstance(mean, Tensor) or isinstance(std, Tensor):
-        shift, scale = _constant(mean, image), _constant(std, image)
+        shift, scale = _constant(mean, image.device), _constant(std, image.device)
         if scale is None and whole == 1:
             return None, None if shift is None else -shift
         if scale is None:
             scale = torch.ones(channels, dtype=torch.float64, device=image.device)
         return 1 / (whole * scale), None if shift is None else -shift / scale
     # Plain numbers stay so: eight operations on tensors of three would cost 20 us.
-    scales = [1.0] * channels if std is None else [float(value) for value in std]
-    plain = std is None and whole == 1
-    gain = None if plain else [1 / (whole * scale) for scale in scales]
+    shifts = None if mean is None else tuple(float(value) for value in mean)
+    scales = (1.0,) * channels if std is None else tuple(float(value) for value in std)
+    affine = _kept_affine if keep else _number_affine
+    return affine(whole, shifts, scales, image.device)
+
+
+def _number_affine(
+    whole: float, mean: tuple[float, ...] | None, std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    gain = None if whole == 1 and set(std) == {1.0} else [1 / (whole * scale) for scale in std]
     bias = None
     if mean is not None:
-        bias = [-float(shift) / scale for shift, scale in zip(mean, scales, strict=True)]
-    return _constant(gain, image), _constant(bias, image)
+        bias = [-shift / scale for shift, scale in zip(mean, std, strict=True)]
+    return _constant(gain, device), _constant(bias, device)
+
+
+_kept_affine = functools.lru_cache(maxsize=32)(_number_affine)
 
 
 def _shape(value: Sequence[float] | Tensor) -> tuple[int, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else (len(value),)
 
 
-def _constant(value: Sequence[float] | Tensor | None, image: Tensor) -> Tensor | None:
+def _constant(value: Sequence[float] | Tensor | None, device: torch.device) -> Tensor | None:
     if value is None:
         return None
     if not isinstance(value, Tensor):
-        return torch.tensor(value, dtype=torch.float64, device=image.device)
-    return value.detach().to(device=image.device, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64, device=device)
+    return value.detach().to(device=device, dtype=torch.float64)
 
 
 def _result_dtype(

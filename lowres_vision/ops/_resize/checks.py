@@ -54,37 +54,37 @@ def check_per_image(
         raise ValueError(f"`{name}` must be on the images' device, {device}, got {value.device}")
 
 
-def check_boxes(boxes: Tensor | None, B: int, items: Sequence[Tensor]) -> None:
-    """Raise unless ``boxes`` are None or lie inside their images."""
-    check_per_image("boxes", boxes, (B, 4), FLOATS, items[0].device)
-    if boxes is None or not _readable(boxes):
+def check_values(boxes: Tensor | None, partner: Tensor | None, items: Sequence[Tensor]) -> None:
+    """Raise unless boxes lie inside their images and partners in the batch, where both are read.
+
+    They are on the CPU, outside of traced graphs.
+    """
+    if torch.compiler.is_compiling():
         return
-    corners = boxes.detach().double().numpy()  # whose small operations are cheaper than torch's
-    starts, extents = corners[:, :2], corners[:, 2:]  # (B, 2) each
-    limits = np.array([item.shape[-2:] for item in items], dtype=np.float64)  # (B or 1, 2)
-    # A box computed in its own precision may overshoot the edge by a rounding error.
-    slack = 4 * torch.finfo(boxes.dtype).eps * limits
-    inside = (starts >= 0) & (extents > 0) & (starts + extents <= limits + slack)
-    if not inside.all():
-        bad = int((~inside.all(axis=-1)).nonzero()[0][0])
-        H, W = items[bad if len(items) > 1 else 0].shape[-2:]
-        raise ValueError(
-            "`boxes` must be (top, left, height, width) inside the image with sides > 0, got "
-            f"{boxes[bad].tolist()} for image {bad} of {H} x {W} pixels"
-        )
+    if boxes is not None and boxes.device.type == "cpu":
+        _check_boxes(boxes, items)
+    if partner is not None and partner.device.type == "cpu" and len(partner):
+        B = len(partner)
+        low, high = (int(value) for value in partner.aminmax())
+        if low < 0 or high >= B:
+            raise ValueError(f"`mix.partner` must be in 0..{B - 1}, got {low if low < 0 else high}")
+
+
+def box_slack(dtype: torch.dtype) -> float:
+    """Return the share of an image that boxes of this dtype may reach beyond it.
+
+    A box computed in its own precision may overshoot the edge by a rounding error.
+    """
+    return 4 * torch.finfo(dtype).eps
 
 
 def check_mix(
     partner: Tensor, lam: Tensor, box: Tensor | None, B: int, device: torch.device
 ) -> None:
-    """Raise unless the fields of a Mix fit the batch."""
+    """Raise unless the fields of a Mix fit the batch by shape, dtype and device."""
     check_per_image("mix.partner", partner, (B,), (torch.int64,), device)
     check_per_image("mix.lam", lam, (B,), FLOATS, device)
     check_per_image("mix.box", box, (B, 4), (torch.int64,), device)
-    if B and _readable(partner):
-        low, high = (int(value) for value in partner.aminmax())
-        if low < 0 or high >= B:
-            raise ValueError(f"`mix.partner` must be in 0..{B - 1}, got {low if low < 0 else high}")
 
 
 def check_rounding(
@@ -116,6 +116,16 @@ def check_out(
         raise ValueError("`out` cannot be used where `images` or `out` requires gradients")
 
 
-def _readable(value: Tensor) -> bool:
-    """Whether values may be looked at: not in a traced graph, nor at the price of a GPU sync."""
-    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+def _check_boxes(boxes: Tensor, items: Sequence[Tensor]) -> None:
+    corners = boxes.detach().double().numpy()  # whose small operations are cheaper than torch's
+    starts, extents = corners[:, :2], corners[:, 2:]  # (B, 2) each
+    limits = np.array([item.shape[-2:] for item in items], dtype=np.float64)  # (B or 1, 2)
+    slack = box_slack(boxes.dtype)
+    inside = (starts >= 0) & (extents > 0) & (starts + extents <= limits + slack * limits)
+    if not inside.all():
+        bad = int((~inside.all(axis=-1)).nonzero()[0][0])
+        H, W = items[bad if len(items) > 1 else 0].shape[-2:]
+        raise ValueError(
+            "`boxes` must be (top, left, height, width) inside the image with sides > 0, got "
+            f"{boxes[bad].tolist()} for image {bad} of {H} x {W} pixels"
+        )

@@ -19,11 +19,11 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-#define LRV_VERSION 2 /* of Job's layout; native.py asks for the same */
+#define LRV_VERSION 3 /* of Job's layout; native.py asks for the same */
 #define LEAST_SHARED 32768 /* elements worth waking threads for, as in torch */
 #define SLACK 64      /* floats that may be read behind a row: four vectors of sixteen */
 
-enum { OK, NO_MEMORY, BAD_PARTNER };
+enum { OK, NO_MEMORY, BAD_PARTNER, BAD_BOX };
 
 typedef struct {
     const void *data;
@@ -39,12 +39,13 @@ typedef struct {
     int64_t batch, channels, height, width;
     const double *boxes;    /* (batch, 4) top, left, height, width, or NULL */
     const uint8_t *flip;    /* (batch,) or NULL */
-    const float *gain;      /* (channels,) or NULL for 1 */
-    const float *bias;      /* (channels,) or NULL for 0 */
+    const double *gain;     /* (channels,) or NULL for 1 */
+    const double *bias;     /* (channels,) or NULL for 0 */
     const int64_t *partner; /* (batch,) or NULL */
     const float *lam;       /* (batch,) */
     const int64_t *paste;   /* (batch, 4) top, left, height, width of the result, or NULL */
     Team team;              /* GOMP_parallel, or NULL for threads of our own */
+    double slack;           /* share of an image that boxes may reach beyond it; < 0: unchecked */
     int32_t image_type, result_type;
     int32_t bicubic, antialias, backward, channels_last;
     int32_t stream; /* write past the caches */
@@ -149,8 +150,8 @@ static int planes_begin(Worker *worker, int side, const Job *job, int64_t index,
         float *memory = worker->arenas[side] + (line + ring) * (size_t)(c - from);
         worker->planes[side][c - from] = (Plane){
             .data = (const char *)image->data + element * TYPE_BYTES[job->image_type],
-            .gain = job->gain ? job->gain[c] : 1,
-            .bias = job->bias ? job->bias[c] : 0,
+            .gain = job->gain ? (float)job->gain[c] : 1,
+            .bias = job->bias ? (float)job->bias[c] : 0,
             .row = (ptrdiff_t)image->row * TYPE_BYTES[job->image_type],
             .column = (ptrdiff_t)image->column,
             .line = memory,
@@ -407,7 +408,20 @@ EXPORT int lrv_version(void) { return LRV_VERSION; }
 /* 0: plain C, 1: AVX2, 2: AVX-512. */
 EXPORT int lrv_instructions(void) { return rows_supported(); }
 
+/* Whether a box lies in its image; NaN lies nowhere. */
+static int box_fits(const Job *job, int64_t index) {
+    const Image *image = job->images ? &job->images[index] : &job->image;
+    const double *box = job->boxes + 4 * index;
+    double height = (double)image->height, width = (double)image->width;
+    return box[0] >= 0 && box[1] >= 0 && box[2] > 0 && box[3] > 0 &&
+           box[0] + box[2] <= height + job->slack * height &&
+           box[1] + box[3] <= width + job->slack * width;
+}
+
 EXPORT int lrv_resize(const Job *job) {
+    for (int64_t i = 0; job->boxes && job->slack >= 0 && i < job->batch; i++) {
+        if (!box_fits(job, i)) return BAD_BOX;
+    }
     for (int64_t i = 0; job->partner && i < job->batch; i++) {
         if (job->partner[i] < 0 || job->partner[i] >= job->batch) return BAD_PARTNER;
     }

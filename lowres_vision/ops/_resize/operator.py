@@ -152,12 +152,18 @@ def resize_undispatched(
     *,
     ragged: bool,
 ) -> Tensor:
-    """Return what the operators return, without them; where :func:`undispatched` allows it."""
+    """Return what the operators return, without them; where :func:`undispatched` allows it.
+
+    On the CPU it is for work that the C kernel serves, which checks boxes and partners itself.
+    """
     if out is None:
         C = images[0].shape[-3]
         B = len(images) if ragged else images[0].shape[0]
         out = _empty((B, C, height, width), dtype, channels_last, images[0])
-    _fill(out, images, settings, ragged=ragged)
+    if out.device.type == "cpu":
+        native.run(out, images, settings, ragged=ragged, checked=False)
+    else:
+        _fill(out, images, settings, ragged=ragged)
     torch.autograd.graph.increment_version(out)
     return out
 
