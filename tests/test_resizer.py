@@ -404,6 +404,15 @@ def test_checkpoint_under_the_transforms_of_torch_func(attention):
     torch.testing.assert_close(found, expected, **EXACT)
 
 
+@pytest.mark.parametrize("options", [{}, {"attention": "cbam"}, {"checkpoint": True}])
+def test_gradients_per_sample_by_vmap_are_those_of_a_loop(options):
+    resizer = randomise(LearnableResizer(8, **options)).double().eval()
+    x = images(3, 3, 4, 5, dtype=torch.float64)
+    gradient = torch.func.grad(lambda image: resizer(image[None]).square().sum())
+    alone = torch.stack([gradient(image) for image in x])
+    torch.testing.assert_close(torch.func.vmap(gradient)(x), alone, **EXACT)
+
+
 def test_checkpoint_can_be_traced():
     resizer = randomise(LearnableResizer(8, checkpoint=True)).eval()
     x = images(2, 3, 4, 4)

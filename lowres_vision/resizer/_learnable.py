@@ -128,14 +128,16 @@ class LearnableResizer(nn.Module):
         return self._upsample(x) + self._detail(x)
 
     def _detail(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
+        compiling = torch.compiler.is_compiling()
+        in_func = not compiling and torch._C._are_functorch_transforms_active()
+        if x.device.type == "cpu" and not in_func:  # vmap knows no channels_last
             x = x.contiguous(memory_format=torch.channels_last)
         u = self.stem(x)  # (B, channels, H, W)
         if not self.checkpoint or not torch.is_grad_enabled() or exporting():
             return self._refine(u)
-        if torch.compiler.is_compiling():  # the compiler itself lets statistics move once
+        if compiling:  # the compiler itself lets statistics move once
             return checkpoint(self._refine, u, use_reentrant=False, preserve_rng_state=False)
-        if torch._C._are_functorch_transforms_active():  # they let nobody change what is saved
+        if in_func:  # its transforms let nobody change what is saved
             return self._refine(u)
         if can_refine(self, u):
             return refine(self, u)
