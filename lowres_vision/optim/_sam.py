@@ -157,6 +157,9 @@ class SAM(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make both passes with ``closure``, or the second half of a step begun by `first_step`.
 
+        With neither, gradients that are all zero are taken: the climb is zero, and a second pass
+        would find the same. ``torch.distributed.checkpoint`` makes state to load into in this way.
+
         Args:
             closure: Zeroes the gradients, computes the loss, back-propagates and returns the loss.
                 It is called twice; if it fails, the weights are as before the step.
@@ -168,7 +171,7 @@ class SAM(Optimizer):
             RuntimeError: If there is neither a closure nor a first half, or the closure leaves the
                 gradients of an earlier pass in place.
         """
-        if closure is None and not self.in_second_pass:
+        if closure is None and not self.in_second_pass and not self._gradients_are_zero():
             raise RuntimeError(
                 "`step` needs a closure, or a `first_step` before it; a GradScaler and Lightning's "
                 "16-mixed pass no closure: use `first_step` and `second_step`, or bf16"
@@ -328,7 +331,7 @@ class SAM(Optimizer):
         """
         void = self._progress.void
         self.restore()
-        gradients = [w.grad for g in self.param_groups for w in g["params"] if w.grad is not None]
+        gradients = self._gradients()
         found_inf = bool(getattr(self, "found_inf", False))
         if void or found_inf or not math.isfinite(_norm(gradients)):
             self._progress.skipped_steps += 1
@@ -338,6 +341,13 @@ class SAM(Optimizer):
             for gradient in gradients:
                 gradient.div_(scale.to(gradient.device))
         self.base_optimizer.step()
+
+    def _gradients(self) -> list[Tensor]:
+        return [w.grad for g in self.param_groups for w in g["params"] if w.grad is not None]
+
+    def _gradients_are_zero(self) -> bool:
+        gradients = self._gradients()
+        return bool(gradients) and _norm(gradients) == 0
 
     def _refuse_in_second_pass(self, name: str) -> None:
         if self.in_second_pass:

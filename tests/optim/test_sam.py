@@ -524,6 +524,22 @@ def test_halves_out_of_order_are_refused() -> None:
             act()
 
 
+def test_zero_gradients_need_no_second_pass() -> None:
+    """The climb is zero, so a second pass would find the same; how state is made to be loaded."""
+    weights = make_weights()
+    before = [weight.detach().clone() for weight in weights]
+    optimizer = SAM(weights, torch.optim.Adam, lr=0.1)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(weights, before, strict=True))
+    assert all("exp_avg" in optimizer.state[weight] for weight in weights)
+    weights[0].grad = None
+    weights[1].grad = torch.full_like(weights[1], 1e-6)
+    with pytest.raises(RuntimeError, match="`step` needs a closure, or a `first_step`"):
+        optimizer.step()
+
+
 def test_sparse_gradients_are_refused() -> None:
     embedding = nn.Embedding(4, 2, sparse=True)
     optimizer = SAM(embedding.parameters(), torch.optim.SGD, lr=0.1)

@@ -14,6 +14,10 @@ import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -314,15 +318,19 @@ def train_rank(rank: int, way: str, bad: bool) -> tuple[int, dict[str, Tensor]]:
         own = slice(8 * step + 4 * rank, 8 * step + 4 * rank + 4)
         scale = float("inf") if bad and rank == step == 1 else 1.0
 
-        def closure(own: slice = own, scale: float = scale) -> Tensor:
-            optimizer.zero_grad()
-            first = not optimizer.in_second_pass
+        def closure(own: slice = own, scale: float = scale, sam: SAM = optimizer) -> Tensor:
+            sam.zero_grad()
+            first = not sam.in_second_pass
             with parallel.no_sync() if way == "local" and first else contextlib.nullcontext():
                 loss = F.cross_entropy(parallel(images[own].double()), targets[own])
                 (loss * scale if first else loss).backward()
             return loss
 
         optimizer.step(closure)
+        if way == "sharded" and step == 1 and not bad:  # as a run that is resumed
+            saved = get_optimizer_state_dict(model, optimizer)
+            optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.5, lr=0.1, momentum=0.9)
+            set_optimizer_state_dict(model, optimizer, saved)
     state = {
         name: value.full_tensor() if way == "sharded" else value
         for name, value in model.state_dict().items()
