@@ -5,6 +5,7 @@
 
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -117,7 +118,8 @@ def unread_pixels(model: nn.Module, size: tuple[int, int], *, channels: int = 3)
     """Find the pixels that no output depends on.
 
     Measured, not looked up: the gradient of the outputs in a random image is exactly zero where
-    the model never reads, as beyond the last whole patch of a grid.
+    the model never reads, as beyond the last whole patch of a grid. Weights that are all zero, as a
+    fresh ResNet's last normalisations are, get others while it is measured: nothing passes them.
 
     Args:
         model: From ``(B, C, H, W)`` to a Tensor; left in its mode, run in evaluation mode.
@@ -125,11 +127,11 @@ def unread_pixels(model: nn.Module, size: tuple[int, int], *, channels: int = 3)
         channels: C.
     """
     images = torch.randn(2, channels, *size, requires_grad=True)
-    with evaluation_mode(model):
+    with evaluation_mode(model), _open_gates(model):
         outputs: Tensor = model(images)
-    (gradient,) = torch.autograd.grad(
-        (outputs * torch.randn_like(outputs)).sum(), images, allow_unused=True
-    )
+        (gradient,) = torch.autograd.grad(
+            (outputs * torch.randn_like(outputs)).sum(), images, allow_unused=True
+        )
     if gradient is None:
         return [Finding("fault", "no output depends on the image")]
     read = gradient.ne(0).any(dim=0).any(dim=0)  # (H, W)
@@ -141,10 +143,23 @@ def unread_pixels(model: nn.Module, size: tuple[int, int], *, channels: int = 3)
         Finding(
             "fault",
             f"{share:.1%} of the pixels of a {size[0]} x {size[1]} image are never read: "
-            f"{int(rows)} rows and {int(columns)} columns are; resize to a size that the patches "
-            f"divide",
+            f"{int(rows)} rows and {int(columns)} columns are; take a size that its patches and "
+            f"strides divide",
         )
     ]
+
+
+@contextmanager
+def _open_gates(model: nn.Module) -> Iterator[None]:
+    """Within, no parameter is all zero."""
+    shut = [parameter for parameter in model.parameters() if not parameter.any()]
+    try:
+        for parameter in shut:
+            parameter.data.normal_(std=0.1)
+        yield
+    finally:
+        for parameter in shut:
+            parameter.data.zero_()
 
 
 def images(batch: Tensor | Sequence[Tensor]) -> list[Finding]:

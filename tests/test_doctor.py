@@ -46,6 +46,15 @@ def test_models_that_read_all_are_not_accused(name: str) -> None:
     assert model.training
 
 
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002"])
+def test_what_a_fresh_network_has_shut_is_not_counted(name: str) -> None:
+    model = LowResClassifier(name, 3, image_size=64)
+    shut = [parameter for parameter in model.parameters() if not parameter.any()]
+    assert any(parameter.ndim == 1 for parameter in shut)
+    assert _doctor.unread_pixels(model, (64, 64)) == []
+    assert not any(parameter.any() for parameter in shut)
+
+
 def test_a_model_without_eyes_is_found() -> None:
     class Blind(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
