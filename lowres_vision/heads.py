@@ -102,7 +102,7 @@ class CosineClassifier(nn.Module):
             cosines = F.linear(unit_vectors(x), unit_vectors(self.weight.to(x.dtype)))
         if self.subcenters == 1:
             return cosines
-        return cosines.view(-1, self.num_classes, self.subcenters).amax(2)  # (B, K)
+        return cosines.unflatten(-1, (self.num_classes, self.subcenters)).amax(-1)  # (B, K)
 
     def extra_repr(self) -> str:
         """Name the settings."""

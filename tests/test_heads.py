@@ -209,3 +209,9 @@ def test_state_dict_round_trip(build) -> None:  # type: ignore[no-untyped-def]
 def test_refuses_sizes_below_one(build, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_cosines_of_tokens_keep_their_places() -> None:
+    head = CosineClassifier(8, 5, subcenters=3)
+    x = torch.randn(2, 4, 8)
+    torch.testing.assert_close(head(x), torch.stack([head(row) for row in x]))

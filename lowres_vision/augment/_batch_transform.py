@@ -128,7 +128,7 @@ class BatchTransform(nn.Module):
             images = resize(images, self.via, mode=self.mode)
         boxes = flip = None
         if crops is not None:
-            device = images[0].device
+            device = images.device if isinstance(images, Tensor) else images[0].device
             boxes = _in_pixels(crops.boxes, images).to(device, non_blocking=True)
             flip = crops.flip.to(device, non_blocking=True)
         return resize(

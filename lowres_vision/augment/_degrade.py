@@ -12,7 +12,7 @@ from lowres_vision.augment._degradation import Degradation, degrade
 from lowres_vision.augment._degrade_fit import DegradationFit, fit_degradation
 from lowres_vision.augment._shrink import KERNELS, Kernel, shrunk_side
 
-Range = float | tuple[float, float]
+Range = float | Sequence[float]
 
 
 class Degrade:
@@ -78,7 +78,7 @@ class Degrade:
         size: int | tuple[int, int] | None = None,
         kernel: Kernel | Sequence[Kernel] = "area",
         noise: Range = 0.0,
-        jpeg: int | tuple[int, int] | None = None,
+        jpeg: int | Sequence[int] | None = None,
     ) -> None:
         self.blur = _range("blur", blur, 0.0)
         self.shrink = _range("shrink", shrink, 1.0)
@@ -210,7 +210,10 @@ class Degrade:
 def _range(
     name: str, value: Range, lowest: float, highest: float | None = None
 ) -> tuple[float, float]:
-    low, high = value if isinstance(value, tuple) else (value, value)
+    bounds = value if isinstance(value, Sequence) else (value, value)
+    if len(bounds) != 2:
+        raise ValueError(f"`{name}` must be a number or (low, high), got {value!r}")
+    low, high = bounds
     check_range(f"{name}[0]" if low != high else name, low, lowest, highest)
     check_range(f"{name}[1]", high, low, highest)
     return low, high

@@ -174,3 +174,10 @@ def test_refusals() -> None:
         BatchTransform(24, mean=MEAN, std=STD, flip=2)
     with pytest.raises(ValueError, match=r"`size` must be \(height, width\) with both > 0"):
         BatchTransform((0, 4), mean=MEAN, std=STD)
+
+
+def test_a_batch_without_images_stays_one() -> None:
+    transform = BatchTransform(16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    for training in (True, False):
+        images = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+        assert transform.train(training)(images).shape == (0, 3, 16, 16)

@@ -133,9 +133,15 @@ def test_a_dataset_keys_its_draws(toy: Path) -> None:
     assert not torch.equal(first.image, later.image)
 
 
+def test_a_range_may_be_a_list() -> None:
+    """As files of settings give them."""
+    assert Degrade(blur=[0.5, 2.0], jpeg=[60, 95]).draw((8, 8)).quality in range(60, 96)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"blur": (1, 2, 3)}, r"`blur` must be a number or \(low, high\), got \(1, 2, 3\)"),
         ({"blur": -1}, r"`blur` must be >= 0\.0, got -1"),
         ({"noise": (4, 2)}, r"`noise\[1\]` must be >= 4, got 2"),
         ({"shrink": 0.5}, r"`shrink` must be >= 1\.0, got 0\.5"),
