@@ -24,7 +24,7 @@ from lowres_vision.ops._resize.settings import Settings
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C kernel was not built")
 
-SETS = ("portable", "avx2", "avx512")
+SETS = ("portable", "avx2", "avx512", "avx512bf16")
 CASES = 500
 # Weights and products are float32: some ten roundings of values up to 2.6 standard deviations.
 EPS32 = torch.finfo(torch.float32).eps
@@ -174,9 +174,10 @@ def test_conversions_equal_torchs_bit_for_bit(instructions, dtype):
     # A neighbour that is infinite or NaN meets a weight of 0, so only finite ones are compared.
     finite = values.isfinite() & values.roll(-1).isfinite()
     assert torch.equal(narrow.flatten()[finite], values.to(dtype)[finite])
-    alone = torch.empty(len(values), 1, 1, 1, dtype=dtype)
-    native.run(alone, [values[:, None, None, None]], Settings())
-    assert alone[-5:, 0, 0, 0].isnan().tolist() == values[-5:].isnan().tolist()
+    wide_rows = torch.empty(len(values), 1, 1, 33, dtype=dtype)  # a vector's width and one more
+    native.run(wide_rows, [values[:, None, None, None]], Settings(), instructions=instructions)
+    expected = values.to(dtype)[:, None].expand(-1, 33)
+    torch.testing.assert_close(wide_rows[:, 0, 0], expected, rtol=0, atol=0, equal_nan=True)
     back = torch.empty(len(every), 1, 1, 1)
     native.run(back, [every[:, None, None, None]], Settings(), instructions=instructions)
     assert torch.equal(back.flatten(), wide)

@@ -84,7 +84,7 @@ def test_instruction_sets_agree_on_fractional_boxes():
         impl="reference",
     )  # fmt: skip
     best = native.instructions()
-    for instructions in ("portable", "avx2", "avx512"):
+    for instructions in ("portable", "avx2", "avx512", "avx512bf16"):
         out = torch.empty_like(expected)
         native.run(out, [images], Settings(boxes, flip), instructions=instructions)
         assert torch.equal(out, expected)

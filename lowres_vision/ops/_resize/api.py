@@ -192,10 +192,10 @@ def resize_implementation() -> str:
     """Return what serves :func:`resize` of uint8 and float32 images on the CPU of this machine.
 
     Returns:
-        "native-avx512", "native-avx2" or "native-portable" for the C kernel and the instructions
-        it uses, or "reference" where the kernel was not built. Batches on CUDA are served by
-        Triton kernels where Triton is installed; float64, other devices and exported graphs
-        always by the reference.
+        "native-avx512bf16", "native-avx512", "native-avx2" or "native-portable" for the C kernel
+        and the instructions it uses, or "reference" where the kernel was not built. Batches on
+        CUDA are served by Triton kernels where Triton is installed; float64, other devices and
+        exported graphs always by the reference.
 
     Example:
         >>> resize_implementation().partition("-")[0] in ("native", "reference")

@@ -19,7 +19,7 @@ from lowres_vision.ops._resize.checks import box_slack, check_values
 from lowres_vision.ops._resize.settings import Settings
 
 _VERSION = 3  # LRV_VERSION in native.c
-_INSTRUCTIONS = ("portable", "avx2", "avx512")
+_INSTRUCTIONS = ("portable", "avx2", "avx512", "avx512bf16")
 _TYPES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
 _PROCESS = os.getpid()
 _LONGEST = 1 << 24  # pixels of a side; keeps every index of the kernel far from its limits
@@ -81,7 +81,7 @@ available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @functools.cache
 def instructions() -> str:
-    """Return "avx512", "avx2" or "portable": the best instruction set of this machine."""
+    """Return the best of the kernel's instruction sets that this machine has."""
     return _INSTRUCTIONS[_library().lrv_instructions()]
 
 

@@ -1,4 +1,4 @@
-/* What is done to one row of pixels, in three instruction sets.
+/* What is done to one row of pixels, in several instruction sets.
  *
  * The bodies are plain C, inlined into one function per instruction set, where the compiler
  * vectorises them; native_rows_x86.h writes by hand what has to permute, to convert or to bypass
@@ -14,7 +14,7 @@
 #include "native_axis.h"
 #include "native_bytes.h"
 
-enum { PORTABLE, AVX2, AVX512 };
+enum { PORTABLE, AVX2, AVX512, AVX512BF16 };
 enum { UINT8, FLOAT16, BFLOAT16, FLOAT32 };
 
 static const int TYPE_BYTES[] = {1, 2, 2, 4};

@@ -9,8 +9,11 @@
 #define AVX512_SET "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
 #if defined(__clang__)
 #define AVX512_TARGET __attribute__((target(AVX512_SET)))
+#define AVX512BF16_TARGET __attribute__((target(AVX512_SET ",avx512bf16")))
 #else /* GCC would otherwise vectorise plain loops in halves */
 #define AVX512_TARGET __attribute__((target(AVX512_SET ",prefer-vector-width=512")))
+#define AVX512BF16_TARGET \
+    __attribute__((target(AVX512_SET ",avx512bf16,prefer-vector-width=512")))
 #endif
 
 /* Every third of 46 bytes, and no byte beyond them. */
@@ -191,14 +194,31 @@ AVX2_TARGET ALWAYS_INLINE void put_avx2(void *target, int at, __m256 low, __m256
     else _mm256_storeu_si256(to, words);
 }
 
-AVX512_TARGET ALWAYS_INLINE __m256i bfloat_avx512(__m512 value) {
+/* The bits of bfloat16s, each in the upper half of its lane. */
+AVX512_TARGET ALWAYS_INLINE __m512i bfloat_bits_avx512(__m512 value) {
     __m512i bits = _mm512_castps_si512(value);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
     __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
-    return _mm512_cvtepi32_epi16(rounded);
+    return _mm512_mask_mov_epi32(_mm512_add_epi32(bits, half), nan,
+                                 _mm512_set1_epi32(0x7fc00000));
+}
+
+static const int16_t UPPER_HALVES[32] = {
+    1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63,
+};
+
+AVX512_TARGET ALWAYS_INLINE __m512i bfloats_avx512(__m512 low, __m512 high) {
+    return _mm512_permutex2var_epi16(bfloat_bits_avx512(low), _mm512_loadu_si512(UPPER_HALVES),
+                                     bfloat_bits_avx512(high));
+}
+
+AVX512_TARGET ALWAYS_INLINE void put_words_avx512(void *target, int at, __m512i words,
+                                                  int stream) {
+    __m512i *to = (__m512i *)((uint16_t *)target + at);
+    if (stream) _mm512_stream_si512(to, words);
+    else _mm512_storeu_si512(to, words);
 }
 
 AVX512_TARGET ALWAYS_INLINE void put_avx512(void *target, int at, __m512 low, __m512 high,
@@ -207,14 +227,28 @@ AVX512_TARGET ALWAYS_INLINE void put_avx512(void *target, int at, __m512 low, __
         float *to = (float *)target + at;
         if (stream) _mm512_stream_ps(to, low), _mm512_stream_ps(to + 16, high);
         else _mm512_storeu_ps(to, low), _mm512_storeu_ps(to + 16, high);
+    } else if (type == FLOAT16) {
+        __m512i first = _mm512_castsi256_si512(_mm512_cvtps_ph(low, 0));
+        put_words_avx512(target, at, _mm512_inserti64x4(first, _mm512_cvtps_ph(high, 0), 1),
+                         stream);
+    } else {
+        put_words_avx512(target, at, bfloats_avx512(low, high), stream);
+    }
+}
+
+/* The processor's own conversion takes subnormals for zero and keeps what a NaN carries. */
+AVX512BF16_TARGET ALWAYS_INLINE void put_avx512bf16(void *target, int at, __m512 low,
+                                                    __m512 high, int type, int stream) {
+    const int nan_or_subnormal = 0x80 | 0x20 | 0x01;
+    if (type != BFLOAT16) {
+        put_avx512(target, at, low, high, type, stream);
         return;
     }
-    __m256i first = type == FLOAT16 ? _mm512_cvtps_ph(low, 0) : bfloat_avx512(low);
-    __m256i second = type == FLOAT16 ? _mm512_cvtps_ph(high, 0) : bfloat_avx512(high);
-    __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
-    __m512i *to = (__m512i *)((uint16_t *)target + at);
-    if (stream) _mm512_stream_si512(to, words);
-    else _mm512_storeu_si512(to, words);
+    __m512i words = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    __mmask16 odd_low = _mm512_fpclass_ps_mask(low, nan_or_subnormal);
+    __mmask16 odd_high = _mm512_fpclass_ps_mask(high, nan_or_subnormal);
+    if (__builtin_expect(odd_low | odd_high, 0)) words = bfloats_avx512(low, high);
+    put_words_avx512(target, at, words, stream);
 }
 
 #define DEFINE_STORE(set, attribute, lanes, load)                                               \
@@ -229,6 +263,7 @@ AVX512_TARGET ALWAYS_INLINE void put_avx512(void *target, int at, __m512 low, __
 
 DEFINE_STORE(avx2, AVX2_TARGET, 8, _mm256_loadu_ps)
 DEFINE_STORE(avx512, AVX512_TARGET, 16, _mm512_loadu_ps)
+DEFINE_STORE(avx512bf16, AVX512BF16_TARGET, 16, _mm512_loadu_ps)
 
 /* Combine: four vectors at a time, so that a weight serves four sums. */
 
@@ -275,6 +310,8 @@ DEFINE_STORE(avx512, AVX512_TARGET, 16, _mm512_loadu_ps)
             combine_##set##_count(target, rows, weights, 2, width, BFLOAT16, stream);           \
         } else if (count == 4 && type == FLOAT32) {                                             \
             combine_##set##_count(target, rows, weights, 4, width, FLOAT32, stream);            \
+        } else if (count == 4 && type == BFLOAT16) {                                            \
+            combine_##set##_count(target, rows, weights, 4, width, BFLOAT16, stream);           \
         } else {                                                                                \
             combine_##set##_count(target, rows, weights, count, width, type, stream);           \
         }                                                                                       \
@@ -283,6 +320,8 @@ DEFINE_STORE(avx512, AVX512_TARGET, 16, _mm512_loadu_ps)
 DEFINE_COMBINE(avx2, AVX2_TARGET, __m256, 8, _mm256_loadu_ps, _mm256_set1_ps, _mm256_setzero_ps,
                _mm256_fmadd_ps)
 DEFINE_COMBINE(avx512, AVX512_TARGET, __m512, 16, _mm512_loadu_ps, _mm512_set1_ps,
+               _mm512_setzero_ps, _mm512_fmadd_ps)
+DEFINE_COMBINE(avx512bf16, AVX512BF16_TARGET, __m512, 16, _mm512_loadu_ps, _mm512_set1_ps,
                _mm512_setzero_ps, _mm512_fmadd_ps)
 
 AVX2_TARGET static void interleave_avx2(void *target, const void *rows, size_t pitch, int bytes,
@@ -350,6 +389,10 @@ static const RowKernels ROWS_AVX512 = {
     load_avx512,  horizontal_avx512, combine_avx512,      blend_avx512,
     store_avx512, interleave_avx512, filter_bytes_avx512, sum_bytes_avx512,
 };
+static const RowKernels ROWS_AVX512BF16 = {
+    load_avx512,      horizontal_avx512, combine_avx512bf16,  blend_avx512,
+    store_avx512bf16, interleave_avx512, filter_bytes_avx512, sum_bytes_avx512,
+};
 
 /* The best instruction set of this machine. */
 static int rows_supported(void) {
@@ -357,13 +400,15 @@ static int rows_supported(void) {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return PORTABLE;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        return AVX512;
+        return __builtin_cpu_supports("avx512bf16") ? AVX512BF16 : AVX512;
     }
     return AVX2;
 }
 
 static const RowKernels *rows_kernels(int set) {
-    return set == AVX512 ? &ROWS_AVX512 : set == AVX2 ? &ROWS_AVX2 : &ROWS_PORTABLE;
+    static const RowKernels *const kernels[] = {&ROWS_PORTABLE, &ROWS_AVX2, &ROWS_AVX512,
+                                                &ROWS_AVX512BF16};
+    return kernels[set];
 }
 
 /* Make streamed stores visible to other threads. */
