@@ -180,6 +180,11 @@ class NonFiniteGuard(L.Callback):
         folder = self.directory / ("failure" if world == 1 else f"failure_rank_{rank}")
         if is_first_process() or not sharded:
             step.save(folder)
+        # Where all stop, none goes before all have saved: a launcher kills the rest when one ends.
+        if sharded:
+            from_all_processes(found)
+        elif world > 1 and kind == "gradient" and _gradients_are_shared(trainer, batch_index):
+            found = "\n".join(from_all_processes(f"{folder.name}: {found}"))
         what = f"the {kind} is not finite"
         if self._in_a_row >= self.max_skipped:
             what = f"{self._in_a_row} steps in a row were left out: a gradient was not finite"
@@ -212,6 +217,12 @@ def _plain_state(module: L.LightningModule) -> dict[str, Tensor]:
 
 def _optimizer(trainer: L.Trainer) -> Any:
     return trainer.optimizers[0] if trainer.optimizers else None
+
+
+def _gradients_are_shared(trainer: L.Trainer, batch_index: int) -> bool:
+    """Return whether the processes have averaged their gradients, and so see the same ones."""
+    stepped = (batch_index + 1) % trainer.accumulate_grad_batches == 0
+    return stepped or trainer.is_last_batch
 
 
 def _skips(trainer: L.Trainer) -> Literal["scaler", "SAM"] | None:

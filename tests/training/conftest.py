@@ -35,7 +35,7 @@ class Machine:
             "toy": str(self.toy), "out": str(out), "world": world, "workers": workers,
             "kill": kill, "port": port, "log": str(self.folder / "log.txt"),
             "model": "net", "epochs": 2, "keep": 2, "patience": 3, "strategy": "ddp",
-            "trick": "", "accumulate": 1, "precision": "32-true", **options,
+            "trick": "", "slow_disk": None, "accumulate": 1, "precision": "32-true", **options,
         }  # fmt: skip
         assert self.process.stdin is not None
         assert self.process.stdout is not None

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 import warnings
 from functools import partial
 from pathlib import Path
@@ -50,9 +51,10 @@ def build(model: str, trick: str) -> Classifier:
     optimizer = partial(torch.optim.AdamW, lr=0.01)
     if trick == "sam":
         optimizer = partial(SAM, base_optimizer=torch.optim.SGD, lr=0.1, momentum=0.9)
+    losses = {"nan": NotFinite, "steep": Steep}
     return Classifier(
         Net() if model == "net" else Plain(),
-        NotFinite() if trick == "nan" else CrossEntropyLoss(),
+        losses.get(trick, CrossEntropyLoss)(),
         transform=transform,
         optimizer=optimizer,
         warmup=0.2,
@@ -64,13 +66,27 @@ def not_finite() -> Classifier:
     return build("plain", "nan")
 
 
+def steep() -> Classifier:
+    return build("plain", "steep")
+
+
 class NotFinite(CrossEntropyLoss):
     """NaN where a sample of class 2 is in the share of this process."""
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = super().forward(logits, targets)
         found = targets[:, 2] > 0 if targets.ndim == 2 else targets == 2
-        return loss * torch.nan if found.any() else loss
+        return self.spoilt(loss, logits) if found.any() else loss
+
+    def spoilt(self, loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return loss * torch.nan
+
+
+class Steep(NotFinite):
+    """Finite, but with a gradient that is not."""
+
+    def spoilt(self, loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return loss + (0 * logits.sum()).sqrt()
 
 
 class Plain(nn.Module):
@@ -109,7 +125,7 @@ class Killer:
             at("saving")
             fsync(handle)
 
-        _files.os.fsync = synced  # between the bytes and the name
+        _files.os.fsync = synced  # between the bytes and the name, or the name and its folder
         execute = run_module._train_and_predict
 
         def executed(*arguments: object) -> None:
@@ -137,6 +153,14 @@ def work(job: dict, rank: int) -> None:
         rank_zero_only.rank = rank  # which Lightning reads from there when it is imported
     if job["kill"] and rank == job["kill"]["rank"]:
         Killer(job["kill"]["place"], job["kill"]["count"])
+    if rank == job["slow_disk"]:
+        fsync = os.fsync
+
+        def slow(handle: int) -> None:
+            time.sleep(0.3)
+            fsync(handle)
+
+        _files.os.fsync = slow
     if job["trick"] == "deadly":
         image = MultiResolutionDataset._image
 

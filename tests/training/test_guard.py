@@ -1,6 +1,8 @@
 """A run with a bomb in it stops in the step of the bomb, and the step can be run again."""
 
 import json
+import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -374,3 +376,24 @@ def test_damaged_files_and_other_models_are_refused(tmp_path: Path) -> None:
             replay(tmp_path / "failure", build())
         path.write_bytes(data)
     assert {p.suffix for p in (tmp_path / "failure").iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("slow_disk", [0, 1])
+def test_of_two_processes_none_ends_before_both_have_saved(
+    slow_disk: int, machine: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They share a gradient that only one is to blame for, and with the first all are killed."""
+    out = machine.folder / f"steep_{slow_disk}"
+    codes = machine.run(out, world=2, workers=0, model="plain", trick="steep", slow_disk=slow_disk)
+    assert 1 in codes
+    assert set(codes) <= {1, -signal.SIGKILL}
+    log = (machine.folder / "log.txt").read_text()
+    assert re.search(r"FloatingPointError: the gradient is not finite in epoch 0", log[-3000:])
+    build = Path(__file__).with_name("forked_runs.py")
+    blamed = []
+    for rank in (0, 1):
+        failure = out / "fold_0" / f"failure_rank_{rank}"
+        assert f"failure_rank_{rank}: loss " in log[-3000:]
+        assert main(["replay", str(failure), "--build", f"{build}:steep"]) == 0
+        blamed.append("gradient not finite: model.layers" in capsys.readouterr().out)
+    assert any(blamed)

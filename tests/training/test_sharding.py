@@ -101,7 +101,7 @@ def test_a_checkpoint_is_that_of_whole_weights_and_any_strategy_goes_on_from_it(
     machine: Any,
 ) -> None:
     """Killed in the second epoch while weights are shared out; finished by one process."""
-    kill = {"rank": 0, "place": "saving", "count": 19}
+    kill = {"rank": 0, "place": "saving", "count": 37}
     found = {}
     for world, strategy in ((1, "auto"), (2, "ddp"), (2, "fsdp")):
         out = machine.folder / f"killed_{strategy}"
@@ -123,8 +123,14 @@ def test_a_checkpoint_is_that_of_whole_weights_and_any_strategy_goes_on_from_it(
 def test_a_loss_that_is_not_finite_stops_all_and_is_replayed_by_one(
     machine: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The step is on the disk, a slow one, before the first ends, with whom the others are killed.
+
+    Its own last words may be what the other does not come to.
+    """
     out = machine.folder / "not_finite"
-    assert machine.run(out, world=2, strategy="fsdp", trick="nan", **RUN) == [1, 1]
+    codes = machine.run(out, world=2, strategy="fsdp", trick="nan", slow_disk=0, **RUN)
+    assert 1 in codes
+    assert set(codes) <= {1, -signal.SIGKILL}
     log = (machine.folder / "log.txt").read_text()
     assert "FloatingPointError: the loss is not finite in epoch 0" in log[-3000:]
     failure = out / "fold_0" / "failure"
