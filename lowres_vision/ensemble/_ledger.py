@@ -169,6 +169,10 @@ class OutOfFold:
         """Return every model, seed and view that has an entry, sorted; some may lack folds."""
         return sorted({entry.member for entry in self._entries()})
 
+    def checkpoint_hashes(self) -> set[str]:
+        """Return the hashes of all weights that have an entry."""
+        return {entry.checkpoint_hash for entry in self._entries()}
+
     def probabilities(self, members: Sequence[Member] | None = None) -> npt.NDArray[np.float32]:
         """Return the predictions ``(M, N, K)`` of ``members``, by default all, rows as ``ids``.
 

@@ -104,6 +104,29 @@ class LedgerRows:
         """Tell whether ids and labels are the same, in the same order."""
         return self.ids == other.ids and np.array_equal(self.labels, other.labels)
 
+    def places_in(self, other: "LedgerRows") -> Indices:
+        """Return where each of these rows stands in ``other``, whatever its files and folds are.
+
+        Raises:
+            ValueError: Unless ids, their labels and the classes are the same.
+        """
+        self._refuse_other_classes(other.classes)
+        if self.same_rows(other):
+            return np.arange(len(self.ids))
+        if missing := [name for name in self.ids if name not in other._row_of]:
+            raise ValueError(f"it lacks {len(missing)} rows, the first is {missing[0]!r}")
+        if unknown := [name for name in other.ids if name not in self._row_of]:
+            raise ValueError(f"it has {len(unknown)} rows more, the first is {unknown[0]!r}")
+        places = np.array([other._row_of[name] for name in self.ids])
+        wrong = np.flatnonzero(other.labels[places] != self.labels)
+        if len(wrong):
+            row = wrong[0]
+            raise ValueError(
+                f"it labels {self.ids[row]!r} {self.classes[other.labels[places[row]]]!r}, not "
+                f"{self.classes[self.labels[row]]!r} ({len(wrong)} such rows)"
+            )
+        return places
+
     def refuse_foreign(self, *, data_hash: str, fold_hash: str, classes: Sequence[str]) -> None:
         """Raise ValueError unless data, folds and classes are those of the ledger."""
         if data_hash != self.data_hash:
@@ -111,17 +134,7 @@ class LedgerRows:
                 f"`data_hash` is of another data set: {data_hash!r}, the ledger's is "
                 f"{self.data_hash!r}"
             )
-        classes = tuple(classes)
-        if classes != self.classes:
-            if sorted(classes) == sorted(self.classes):
-                raise ValueError(
-                    f"`classes` are in another order: {_first_difference(classes, self.classes)}"
-                )
-            raise ValueError(
-                f"`classes` are other classes: {len(classes)} of them, the ledger has "
-                f"{len(self.classes)}; only one side has "
-                f"{sorted(set(classes) ^ set(self.classes))[:5]}"
-            )
+        self._refuse_other_classes(tuple(classes))
         if fold_hash != self.fold_hash:
             raise ValueError(
                 f"`fold_hash` is of other folds: {fold_hash!r}, the ledger's is "
@@ -151,6 +164,18 @@ class LedgerRows:
             )
         if ids != expected:
             raise ValueError(f"`ids` are in another order: {_first_difference(ids, expected)}")
+
+    def _refuse_other_classes(self, classes: tuple[str, ...]) -> None:
+        if classes != self.classes:
+            if sorted(classes) == sorted(self.classes):
+                raise ValueError(
+                    f"`classes` are in another order: {_first_difference(classes, self.classes)}"
+                )
+            raise ValueError(
+                f"`classes` are other classes: {len(classes)} of them, the ledger has "
+                f"{len(self.classes)}; only one side has "
+                f"{sorted(set(classes) ^ set(self.classes))[:5]}"
+            )
 
 
 def hash_folds(ids: Sequence[str], fold_of: npt.ArrayLike) -> str:

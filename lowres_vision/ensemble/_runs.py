@@ -1,7 +1,8 @@
-"""The predictions of several runs as one: ledgers merged, test predictions by member."""
+"""The predictions of several runs as one: ledgers merged or joined, test predictions by member."""
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lowres_vision.ensemble._inputs import Indices
 from lowres_vision.ensemble._ledger import OutOfFold
 from lowres_vision.ensemble._ledger_entry import Member
+from lowres_vision.ensemble._ledger_rows import LedgerRows
 
 Floats32 = npt.NDArray[np.float32]
 
@@ -22,9 +25,10 @@ class Runs:
     """Predictions of some runs for the same rows.
 
     Attributes:
+        differ: What the runs do not share: ``"files"``, ``"folds"``, both or nothing.
         ids: ``(N,)`` row ids.
         labels: ``(N,)`` class indices.
-        fold_of: ``(N,)`` fold that held each row out.
+        fold_of: ``(N,)`` fold that held each row out in the first run.
         classes: ``(K,)`` class names.
         out_of_fold: ``(N, K)`` probabilities of each member.
         test_ids: ``(T,)`` ids of the test rows; empty without.
@@ -32,9 +36,10 @@ class Runs:
             members have them.
     """
 
+    differ: tuple[str, ...]
     ids: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
-    fold_of: npt.NDArray[np.int64]
+    labels: Indices
+    fold_of: Indices
     classes: tuple[str, ...]
     out_of_fold: dict[Member, Floats32]
     test_ids: tuple[str, ...]
@@ -46,6 +51,10 @@ def read_runs(
 ) -> Runs:
     """Read what ``cross_validate`` left in some folders.
 
+    Ledgers of the same files and folds may be parts of one run: they are merged by all rules of
+    :class:`OutOfFold`. Those of other files or folds are joined to them by row id. Where a model
+    and seed then stand for two, the folder becomes part of the name.
+
     Args:
         runs: Folders with ledgers in them, at any depth, and beside a ledger perhaps a
             ``test_probabilities.npz`` of ``ids``, ``classes``, ``models``, ``seeds``, ``views`` and
@@ -54,39 +63,50 @@ def read_runs(
 
     Raises:
         FileNotFoundError: If a folder has no ledger.
-        ValueError: If the ledgers are not of the same data, folds and classes, disagree on an
-            entry or lack folds, or the test predictions are of other rows or classes.
+        ValueError: If the ledgers are not of the same rows, labels and classes, disagree on an
+            entry, lack folds or share weights; if the test predictions are of other rows or
+            classes; if ``merged`` is given and files or folds differ.
     """
     if not runs:
         raise ValueError("`runs` must name at least one folder, got none")
-    folders = list(dict.fromkeys(found for run in runs for found in _ledgers_under(Path(run))))
-    with tempfile.TemporaryDirectory() as scratch:
-        first = OutOfFold(folders[0])
-        ledger = OutOfFold.create(
-            Path(scratch) / "ledger" if merged is None else merged,
-            ids=first.ids,
-            labels=first.labels,
-            classes=first.classes,
-            fold_of=first.fold_of,
-            data_hash=first.data_hash,
+    folders = dict.fromkeys(found for run in runs for found in _ledgers_under(Path(run)))
+    rows = {folder: LedgerRows.read(folder) for folder in folders}
+    by_hashes: dict[tuple[str, str], list[Path]] = {}
+    for folder, found in rows.items():
+        by_hashes.setdefault((found.data_hash, found.fold_hash), []).append(folder)
+    alike = list(by_hashes.values())
+    kinds = zip(("files", "folds"), zip(*by_hashes, strict=True), strict=True)
+    differ = tuple(kind for kind, hashes in kinds if len(set(hashes)) > 1)
+    if merged is not None and differ:
+        raise ValueError(
+            f"`merged` is one ledger, and the runs are of different {' and '.join(differ)}; "
+            f"leave it out, or merge those that are alike"
         )
-        for folder in folders:
-            try:
-                ledger.merge(folder)
-            except ValueError as error:
-                raise ValueError(f"{folder} does not fit {folders[0]}: {error}") from None
-        members = ledger.members()
-        out_of_fold = dict(zip(members, ledger.probabilities(members), strict=True))
-    test_ids, test = _read_tests([folder.parent / _TEST for folder in folders], ledger.classes)
-    complete = set(test) >= set(members)
+    first = rows[alike[0][0]]
+    places = [_places(first, alike[0][0], rows[group[0]], group[0]) for group in alike]
+    out_of_fold: dict[Member, Floats32] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        ledgers = [
+            _merge(group, rows[group[0]], merged or Path(scratch) / str(number))
+            for number, group in enumerate(alike)
+        ]
+        _refuse_shared_weights(ledgers, alike)
+        names = _names(ledgers, alike)
+        for ledger, place, named in zip(ledgers, places, names, strict=True):
+            stack = ledger.probabilities(list(named))
+            stack = stack if ledger.ids == first.ids else stack[:, place]
+            out_of_fold |= dict(zip(named.values(), stack, strict=True))
+    test_ids, test = _read_tests(alike, names, first.classes)
+    complete = set(test) == set(out_of_fold)
     return Runs(
-        ids=ledger.ids,
-        labels=ledger.labels,
-        fold_of=ledger.fold_of,
-        classes=ledger.classes,
+        differ=differ,
+        ids=first.ids,
+        labels=first.labels,
+        fold_of=first.fold_of,
+        classes=first.classes,
         out_of_fold=out_of_fold,
         test_ids=test_ids if complete else (),
-        test={member: test[member] for member in members} if complete else {},
+        test=test if complete else {},
     )
 
 
@@ -97,24 +117,89 @@ def _ledgers_under(run: Path) -> list[Path]:
     return found
 
 
+def _places(first: LedgerRows, folder: Path, other: LedgerRows, other_folder: Path) -> Indices:
+    try:
+        return first.places_in(other)
+    except ValueError as error:
+        raise ValueError(f"{other_folder} does not fit {folder}: {error}") from None
+
+
+def _merge(folders: Sequence[Path], rows: LedgerRows, merged: str | os.PathLike[str]) -> OutOfFold:
+    """Return a new ledger in ``merged`` of what those in ``folders``, of the same rows, hold."""
+    ledger = OutOfFold.create(
+        merged,
+        ids=rows.ids,
+        labels=rows.labels,
+        classes=rows.classes,
+        fold_of=rows.fold_of,
+        data_hash=rows.data_hash,
+    )
+    for folder in folders:
+        try:
+            ledger.merge(folder)
+        except ValueError as error:
+            raise ValueError(f"{folder} does not fit {folders[0]}: {error}") from None
+    return ledger
+
+
+def _refuse_shared_weights(ledgers: Sequence[OutOfFold], alike: Sequence[Sequence[Path]]) -> None:
+    """Raise ValueError if weights are entered for different files or folds: a leak, or a copy."""
+    seen: dict[str, Path] = {}
+    for ledger, folders in zip(ledgers, alike, strict=True):
+        hashes = ledger.checkpoint_hashes()
+        if shared := hashes & set(seen):
+            raise ValueError(
+                f"{folders[0]} does not fit {seen[min(shared)]}: {len(shared)} checkpoints are in "
+                f"both, under different files or folds; one of the two is leaked, or a copy"
+            )
+        seen |= dict.fromkeys(hashes, folders[0])
+
+
+def _names(
+    ledgers: Sequence[OutOfFold], alike: Sequence[Sequence[Path]]
+) -> list[dict[Member, Member]]:
+    """Return by ledger what to call each member: as it is, but for a model in several ledgers."""
+    models = [{member[:2] for member in ledger.members()} for ledger in ledgers]
+    times = Counter(model for found in models for model in found)
+    names = []
+    for ledger, folders in zip(ledgers, alike, strict=True):
+        run_of = {m[:2]: folder.parent for folder in folders for m in OutOfFold(folder).members()}
+        names.append(
+            {
+                m: m if times[m[:2]] == 1 else m._replace(model=f"{m.model} of {run_of[m[:2]]}")
+                for m in ledger.members()
+            }
+        )
+    return names
+
+
 def _read_tests(
-    files: Sequence[Path], classes: tuple[str, ...]
+    alike: Sequence[Sequence[Path]], names: Sequence[dict[Member, Member]], classes: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[Member, Floats32]]:
     ids: tuple[str, ...] = ()
     test: dict[Member, Floats32] = {}
-    for file in files:
+    files = [(folder.parent / _TEST, n) for f, n in zip(alike, names, strict=True) for folder in f]
+    for file, named in files:
         if not file.is_file():
             continue
         with np.load(file, allow_pickle=False) as arrays:
-            found = tuple(arrays["ids"].tolist())
             if tuple(arrays["classes"].tolist()) != classes:
                 raise ValueError(f"{file} has other classes than the ledger, or another order")
-            if ids and found != ids:
-                raise ValueError(f"{file} is of other test rows than those before, or in disorder")
-            ids = found
-            names = (arrays[name].tolist() for name in ("models", "seeds", "views"))
-            for member, probabilities in zip(
-                zip(*names, strict=True), arrays["probabilities"], strict=True
-            ):
-                test[Member(*member)] = probabilities.mean(axis=0, dtype=np.float32)
+            found = arrays["ids"].tolist()
+            ids = ids or tuple(found)
+            row_of = {name: row for row, name in enumerate(found)}
+            if len(row_of) < len(found):
+                raise ValueError(f"{file} has an id more than once")
+            if unlike := sorted(set(ids) ^ set(row_of)):
+                raise ValueError(
+                    f"{file} is of other test rows than those before: {len(unlike)} stand in one "
+                    f"alone, the first is {unlike[0]!r}"
+                )
+            order = np.array([row_of[name] for name in ids], dtype=np.int64)
+            columns = (arrays[name].tolist() for name in ("models", "seeds", "views"))
+            members = [Member(*member) for member in zip(*columns, strict=True)]
+            for member, probabilities in zip(members, arrays["probabilities"], strict=True):
+                if member in named:
+                    mean = probabilities.mean(axis=0, dtype=np.float32)
+                    test[named[member]] = mean[order]
     return ids, test

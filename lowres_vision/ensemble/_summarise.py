@@ -52,12 +52,21 @@ def summarise(
     Temperature and offsets are fitted on the nested blend, which is as good as the selected one
     will be on new data, and their estimates are cross-fitted on it.
 
+    Runs may be of different files (the same rows enlarged, or images added to the training alone)
+    and of different folds; they are joined by row id. The nested estimates then leave out the
+    first run's folds, and stay what they are: whatever the folds, each member predicts a row by
+    weights that have not seen it, and no choice made for a row has seen its label or its
+    predictions. Through other rows' predictions, by models that trained on it, the label does
+    reach the choice, but so it does where all runs share the folds. What folds must keep together,
+    such as pictures of one group, each run's own must.
+
     Args:
         runs: Folders that :func:`lowres_vision.training.cross_validate` wrote, or folders of such
-            folders; all of the same rows, folds and classes.
+            folders; all of the same rows, labels and classes.
         metric: ``"accuracy"``, ``"macro_f1"`` or ``"log_loss"``, on all rows at once.
         rounds: Of the greedy selection.
-        merged: Folder for the merged ledger; None keeps none.
+        merged: Folder for the merged ledger, which is of one set of files and folds; None keeps
+            none.
         seed: Of the bootstrap, and of the folds where the runs have a single hold-out.
 
     Returns:
@@ -65,7 +74,8 @@ def summarise(
 
     Raises:
         FileNotFoundError: If a folder has no ledger.
-        ValueError: If the runs are not of the same rows, folds and classes, or lack folds.
+        ValueError: If the runs are not of the same rows, labels and classes, lack folds or share
+            weights, or ``merged`` is given for different files or folds.
     """
     check_choice("metric", metric, get_args(Metric))
     found = read_runs(runs, merged=merged)
@@ -117,6 +127,7 @@ def summarise(
     row = _RowMaker(metric, truth, fold_of, seed, views_chosen)
     return Summary(
         metric=metric,
+        differ=found.differ,
         rows=(
             *row.of_members(groups, members, nested, selection.weights),
             *row.of_blends(members, nested, blend, nested_blend),

@@ -48,6 +48,8 @@ class Summary:
 
     Attributes:
         metric: Of the scores.
+        differ: What the runs, joined by row id, do not share: ``"files"``, ``"folds"``, both or
+            nothing.
         rows: Of the table.
         members: ``(G,)`` names: models with their seeds.
         views: Names of the test-time views that each member is the mean of.
@@ -65,6 +67,7 @@ class Summary:
     """
 
     metric: Metric
+    differ: tuple[str, ...]
     rows: tuple[SummaryRow, ...]
     members: tuple[str, ...]
     views: tuple[tuple[str, ...], ...]
@@ -117,6 +120,9 @@ class Summary:
 
     def _notes(self) -> list[str]:
         notes = []
+        if self.differ:
+            nested = "; nested by the folds of the first" if "folds" in self.differ else ""
+            notes.append(f"runs of different {' and '.join(self.differ)}, joined by row id{nested}")
         for name, views in zip(self.members, self.views, strict=True):
             if len(views) > 1 or views[0] != "plain":
                 notes.append(f"{name}: mean of the views {', '.join(views)}")

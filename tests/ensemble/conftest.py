@@ -25,24 +25,32 @@ def _make_run(
     noise: float = 1.0,
     temperature: float = 1.0,
     tilt: tuple[float, ...] = (0, 0, 0, 0),
+    fold_of: np.ndarray | None = None,
+    shuffle: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write ledger and test predictions of one model and its views; return both sets of labels.
 
     Labels and what all models make of an image are the same for every model; ``strengths`` says by
-    view how much of the truth it sees; ``tilt`` is added to all its logits.
+    view how much of the truth it sees; ``tilt`` is added to all its logits. ``fold_of`` is by row
+    in place of ``folds`` in turn; ``shuffle`` seeds another order of the rows in the files.
     """
     common = np.random.default_rng(7)
     labels = common.integers(0, 4, rows + test_rows)
     shared = common.normal(size=(rows + test_rows, 4))
     shared[np.arange(len(labels)), labels] += 1
     random = np.random.default_rng([seed, *map(ord, model)])
-    ids = [f"row_{row:04d}" for row in range(rows)]
+    if fold_of is None:
+        fold_of = np.arange(rows) % folds
+    order, test_order = np.arange(rows), np.arange(test_rows)
+    if shuffle is not None:
+        order, test_order = map(np.random.default_rng(shuffle).permutation, (rows, test_rows))
+    ids = np.array([f"row_{row:04d}" for row in range(rows)])[order]
     ledger = OutOfFold.create(
         folder / "ledger",
-        ids=ids,
-        labels=labels[:rows],
+        ids=ids.tolist(),
+        labels=labels[order],
         classes=CLASSES,
-        fold_of=np.arange(rows) % folds,
+        fold_of=fold_of[order],
         data_hash=data_hash,
     )
     test = []
@@ -51,11 +59,11 @@ def _make_run(
         logits[np.arange(len(labels)), labels] += strength
         p = np.exp((logits + tilt) / temperature)
         p /= p.sum(axis=1, keepdims=True)
-        for fold in range(folds):
-            held_out = np.arange(rows) % folds == fold
+        for fold in range(fold_of.max() + 1):
+            held_out = fold_of[order] == fold
             ledger.add(
-                p[:rows][held_out],
-                ids=[ids[row] for row in np.flatnonzero(held_out)],
+                p[order][held_out],
+                ids=ids[held_out].tolist(),
                 model=model,
                 fold=fold,
                 seed=seed,
@@ -63,13 +71,13 @@ def _make_run(
                 classes=CLASSES,
                 data_hash=data_hash,
                 fold_hash=ledger.fold_hash,
-                checkpoint_hash=f"{model}-{seed}-{fold}",
+                checkpoint_hash=f"{model}-{seed}-{data_hash}-{ledger.fold_hash}-{fold}",
             )
-        test.append(np.tile(p[rows:], (folds, 1, 1)))
+        test.append(np.tile(p[rows + test_order], (fold_of.max() + 1, 1, 1)))
     if test_rows:
         np.savez(
             folder / "test_probabilities.npz",
-            ids=np.array([f"test_{row}" for row in range(test_rows)]),
+            ids=np.array([f"test_{row}" for row in test_order]),
             classes=np.array(CLASSES),
             models=np.array([model] * len(strengths)),
             seeds=np.array([seed] * len(strengths)),

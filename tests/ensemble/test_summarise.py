@@ -171,34 +171,11 @@ def test_runs_that_do_not_fit_are_refused_by_name(tmp_path: Path, make_run: Make
         summarise([tmp_path / "a", tmp_path / "empty"])
     with pytest.raises(ValueError, match="at least one folder"):
         summarise([])
-    make_run(tmp_path / "other", model="b", strengths=PLAIN, data_hash="9999")
-    with pytest.raises(ValueError, match=r"other.ledger does not fit .*a.ledger: .*data set"):
-        summarise([tmp_path / "a", tmp_path / "other"])
     make_run(tmp_path / "again", model="a", strengths={"plain": 0.5})
     with pytest.raises(ValueError, match=r"again.ledger does not fit .*with other numbers"):
         summarise([tmp_path / "a", tmp_path / "again"])
     with pytest.raises(ValueError, match="`metric` must be one of"):
         summarise([tmp_path / "a"], metric="f1")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"ids": np.array([f"other_{row}" for row in range(60)])}, "other test rows"),
-        ({"classes": np.array(["Tit", "Kite", "Finch", "Wren"])}, "other classes"),
-    ],
-)
-def test_test_predictions_that_do_not_fit_are_refused(
-    change: dict[str, np.ndarray], words: str, tmp_path: Path, make_run: Maker
-) -> None:
-    for model in "ab":
-        make_run(tmp_path / model, model=model, strengths=PLAIN)
-    file = tmp_path / "b" / "test_probabilities.npz"
-    with np.load(file) as arrays:
-        changed = {**arrays, **change}
-    np.savez(file, **changed)
-    with pytest.raises(ValueError, match=words):
-        summarise([tmp_path])
 
 
 def test_members_without_test_predictions_leave_the_test_out(
