@@ -129,6 +129,11 @@ class LowResClassifier(nn.Module):
         """Map normalised images ``(B, C, H, W)`` to the embedding ``(B, D)`` before the head."""
         if self.resizer is not None:
             images = self.resizer(images)
+        if not images.is_floating_point():
+            raise TypeError(
+                f"`images` must be float and normalised, got {images.dtype}; send them through a "
+                f"BatchTransform, a Resize or ops.resize first"
+            )
         features = self.backbone.forward_features(images)
         if self.pool is None:
             embedding: Tensor = self.backbone.forward_head(features, pre_logits=True)
@@ -258,9 +263,11 @@ def _create(
     try:
         return timm.create_model(backbone, pretrained=pretrained, num_classes=0, **timm_args)
     except OSError:
+        page = f"https://huggingface.co/{_pretrained_config(backbone).get('hf_hub_id')}"
         raise OSError(
             f"the weights of {backbone!r} are not in the local cache and could not be downloaded; "
-            f"give their file with `checkpoint_path`, or train from scratch with pretrained=False"
+            f"give their file, model.safetensors of {page}, with `checkpoint_path`, or train from "
+            f"scratch with pretrained=False"
         ) from None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lowres_vision.models import LowResClassifier, freeze_except
-from lowres_vision.resizer import LearnableResizer
+from lowres_vision.resizer import LearnableResizer, Resize
 
 LAYOUTS = {  # one of each feature layout, small
     "nchw": ("test_resnet", 64, {}),
@@ -34,6 +34,14 @@ def test_every_layout_gives_logits_and_gradients(layout: str, pool: str | None) 
     logits.sum().backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert all("fc_norm" in name or "norm" in name for name in without), without
+
+
+def test_images_as_decoded_are_refused_unless_a_resize_takes_them() -> None:
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"got torch.uint8; send them through a BatchTransform"):
+        LowResClassifier("test_resnet", 3)(images)
+    resize = Resize(32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert LowResClassifier("test_resnet", 3, resizer=resize)(images).shape == (2, 3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

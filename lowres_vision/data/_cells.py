@@ -9,18 +9,22 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from lowres_vision.data._errors import Fault
 
 _HINTED = 100
 
 
-def missing_column(name: str, header: list[str]) -> Fault:
+def missing_column(argument: str, name: str, header: list[str]) -> Fault:
     near = difflib.get_close_matches(name, header, n=1)
     hint = f" (did you mean `{near[0]}`?)" if near else ""
-    return Fault(
-        reason=f"column `{name}` is missing{hint}",
-        remedy=f"it has {', '.join(f'`{column}`' for column in header)}: rename one or name yours",
-    )
+    listed = ", ".join(f"`{column}`" for column in header)
+    if any(column.lower().endswith(tuple(Image.registered_extensions())) for column in header):
+        remedy = f"its first line, {listed}, is a row already: put the columns' names above it"
+    else:
+        remedy = f"it has {listed}: rename one, or name yours with `{argument}=`"
+    return Fault(f"column `{name}` is missing{hint}", remedy)
 
 
 def empty_cells(name: str, cells: list[str]) -> Iterator[Fault]:
@@ -68,7 +72,7 @@ class DataFolder:
     def problem_with(self, path: str) -> tuple[str, str] | None:
         """Return (reason, remedy) unless the relative ``path`` is a file under the root."""
         if path.startswith("/") or _SCHEME_OR_DRIVE.match(path):
-            remedy = "write paths relative to the CSV's folder, or give `root=`"
+            remedy = "write paths relative to the CSV's folder, or to one given as `root=`"
             return "is not a relative path", remedy
         if path == ".." or path.startswith("../"):
             return "leaves the data folder", "move the file under it, or give `root=`"
@@ -157,10 +161,12 @@ def label_twins(column: str | None, names: Iterable[str]) -> Iterator[Fault]:
 
 
 def check_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return class names given in order; raise ``ValueError`` unless each is another."""
+    """Return class names given in order; raise unless each is a string and another."""
     names = tuple(classes)
     if isinstance(classes, str) or len(set(names)) < len(names):
         raise ValueError(f"`classes` must be different names in order, got {classes!r}")
+    if any(not isinstance(name, str) for name in names):
+        raise TypeError(f"`classes` must be names, each a string, got {classes!r}")
     return names
 
 

@@ -58,6 +58,11 @@ def read_rows(
     None where the file is no table or a column is missing.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is a folder; give the path of a CSV of images, or read a folder per class "
+            f"with `Manifest.read_folders`"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the path of a CSV of images")
     root = Path(path.parent if root is None else root)
@@ -65,11 +70,12 @@ def read_rows(
         cells = read_table(path)
     except DataError as error:
         return None, list(error.faults)
-    optional = {"upscale_img_path": high_resolution, "label": label, "id": id}
-    needed = [name for default, name in optional.items() if name != default]
-    needed = [image, *needed, *([group] if group else [])]
-    if missing := [missing_column(name, [*cells]) for name in needed if name not in cells]:
-        return None, missing
+    named = {"image": image, "high_resolution": high_resolution, "label": label, "id": id}
+    optional = {"high_resolution": "upscale_img_path", "label": "label", "id": "id"}
+    needed = {key: name for key, name in named.items() if name != optional.get(key)}
+    needed |= {"group": group} if group else {}
+    if missing := {key: name for key, name in needed.items() if name not in cells}:
+        return None, [missing_column(key, name, [*cells]) for key, name in missing.items()]
 
     faults: list[Fault] = []
     used = [name for name in (image, high_resolution, label, id, group) if name in cells]

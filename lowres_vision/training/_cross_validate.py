@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from lowres_vision._batch import collate
 from lowres_vision._checks import check_choice, check_range
@@ -149,9 +150,16 @@ def cross_validate(
         DataError: If rows are unlabelled, a class is too rare for the folds, or a resolution is
             missing; told before training starts.
         FileExistsError: If ``out`` holds runs with other settings, or another process is at one.
-        ValueError: If an argument is out of range, or the ledger in ``out`` is for other rows.
-        TypeError: If ``isolate`` cannot send an argument to another process.
+        ValueError: If an argument is out of range, ``build`` makes a model of another number of
+            classes, or the ledger in ``out`` is for other rows.
+        TypeError: If an argument is of another kind, or ``isolate`` cannot send it to another
+            process.
     """
+    for name, given in {"manifest": manifest, **({} if test is None else {"test": test})}.items():
+        if not isinstance(given, Manifest):
+            raise TypeError(
+                f"`{name}` must be a Manifest, as Manifest.read_csv returns it, got {given!r}"
+            )
     check_range("epochs", epochs, 1)
     check_range("accumulate", accumulate, 1)
     check_choice("resolution", resolution, ("low", "high", "both", "pair"))
@@ -228,7 +236,13 @@ def cross_validate(
 
 def _models(build: Build | Mapping[str, Build]) -> dict[str, Build]:
     if not isinstance(build, Mapping):
-        return {"model": build}
+        build = {"model": build}
+    for make in build.values():
+        if isinstance(make, nn.Module) or not callable(make):
+            raise TypeError(
+                f"`build` must be a function that returns a Classifier, so that each run starts "
+                f"anew, got a {type(make).__name__}"
+            )
     wrong = [name for name in build if not re.fullmatch(_NAME, name)]
     if wrong or not build:
         raise ValueError(
@@ -254,6 +268,11 @@ def _fold_numbers(
     if folds is None or isinstance(folds, StratifiedFolds):
         folds = folds or StratifiedFolds(seed=seed)
         return folds.assign(manifest), {"n_splits": folds.n_splits, "seed": folds.seed}
+    if isinstance(folds, int):
+        raise TypeError(
+            f"`folds` must be a StratifiedFolds or an array of fold numbers, got {folds}; for "
+            f"{folds} folds give StratifiedFolds({folds}, seed={seed})"
+        )
     manifest.require_labels()
     given = np.asarray(folds)
     used = np.unique(given[given >= 0]) if given.dtype.kind in "iu" else np.empty(0)
@@ -278,4 +297,11 @@ def _built(
     """Describe what ``make`` builds, its first weights included, for the first fold."""
     L.seed_everything(seed, verbose=False)
     fold = Fold(0, np.flatnonzero(fold_of == 0), manifest.digest())
-    return describe_classifier(call_build(make, fold))
+    classifier = call_build(make, fold)
+    K = getattr(classifier.model, "num_classes", None)
+    if K not in (None, len(manifest.classes)):
+        raise ValueError(
+            f"`build` must make a model of {len(manifest.classes)} classes, those of "
+            f"{manifest.source}, got one of {K}"
+        )
+    return describe_classifier(classifier)

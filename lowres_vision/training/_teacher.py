@@ -82,10 +82,13 @@ def call_build(build: Callable[..., Classifier], fold: Fold) -> Classifier:
     """Return ``build()``, or ``build(fold=fold)`` where it has a parameter of that name.
 
     Raises:
+        TypeError: If what is built is no classifier.
         ValueError: If the weights of its model or teacher were loaded for another fold.
     """
     takes_fold = "fold" in inspect.signature(build).parameters
     classifier = build(fold=fold) if takes_fold else build()
+    if not isinstance(classifier, Classifier):
+        raise TypeError(f"`build` must return a Classifier, got a {type(classifier).__name__}")
     models = {"the model": classifier.model}
     if isinstance(classifier.pairing, Distillation):
         models["the teacher"] = classifier.pairing.teacher

@@ -224,6 +224,30 @@ def test_links_stay_under_the_root(folder: Path, tmp_path_factory: pytest.TempPa
     ]
 
 
+def test_columns_of_other_names_are_named_with_their_argument(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("file,class\na.png,tit\n")
+    with pytest.raises(DataError, match=r"it has `file`, `class`: .* name yours with `image=`"):
+        Manifest.read_csv(path)
+    with pytest.raises(DataError, match="name yours with `group=`"):
+        Manifest.read_csv(path, image="file", label="class", group="painting")
+    path.write_text("a.PNG,tit\nb.png,tit\n")
+    with pytest.raises(DataError, match=r"`a\.PNG`, `tit`, is a row already"):
+        Manifest.read_csv(path)
+
+
+def test_classes_that_are_numbers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("img_path,label\na.png,0\n")
+    with pytest.raises(TypeError, match="must be names, each a string, got \\[0, 1\\]"):
+        Manifest.read_csv(path, classes=[0, 1])  # type: ignore[list-item]
+
+
+def test_a_folder_in_place_of_a_csv_is_told_where_to_go(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is a folder; .* `Manifest.read_folders`"):
+        Manifest.read_csv(tmp_path)
+
+
 def test_a_missing_csv_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nothing.csv is not a file; give the path"):
         Manifest.read_csv(tmp_path / "nothing.csv")

@@ -14,6 +14,7 @@ from lowres_vision.augment import BatchTransform
 from lowres_vision.data import DataError, Manifest, MultiResolutionDataset, StratifiedFolds
 from lowres_vision.losses import ArcFaceLoss, CosineLoss, CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
+from lowres_vision.models import LowResClassifier
 from lowres_vision.optim import SAM
 from lowres_vision.training import Classifier, PairsDataModule, cross_validate, load_weights
 
@@ -249,3 +250,36 @@ def test_a_loss_that_diverges_stops_the_run(manifest: Manifest, tmp_path: Path) 
 def test_a_head_and_a_loss_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="ArcFaceLoss reads cosines, ColourNet gives logits"):
         build(ArcFaceLoss())
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "words"),
+    [
+        ({"folds": 5}, TypeError, r"got 5; for 5 folds give StratifiedFolds\(5, seed=0\)"),
+        ({"manifest": "train.csv"}, TypeError, "as Manifest.read_csv returns it, got 'train.csv'"),
+        ({"test": "test.csv"}, TypeError, "`test` must be a Manifest"),
+        ({"build": build()}, TypeError, "returns a Classifier, .* got a Classifier"),
+        ({"build": {"net": "build"}}, TypeError, "returns a Classifier, .* got a str"),
+        ({"build": ColourNet}, TypeError, "`build` must return a Classifier, got a ColourNet"),
+    ],
+)
+def test_what_a_newcomer_gives_first_is_refused_in_words(
+    manifest: Manifest, tmp_path: Path, changed: dict, kind: type[Exception], words: str
+) -> None:
+    arguments = {"manifest": manifest, "build": build, "folds": StratifiedFolds(3), **changed}
+    with pytest.raises(kind, match=words):
+        cross_validate(**arguments, out=tmp_path / "run")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("K", [2, 4])
+def test_a_model_of_other_classes_is_refused_before_it_trains(
+    manifest: Manifest, tmp_path: Path, K: int
+) -> None:
+    def make() -> Classifier:
+        model = LowResClassifier("test_resnet", K, image_size=32)
+        return Classifier(model, CrossEntropyLoss(), optimizer=torch.optim.AdamW)
+
+    with pytest.raises(ValueError, match=f"a model of 3 classes, those of .*, got one of {K}"):
+        cross_validate(manifest, make, out=tmp_path / "run", folds=StratifiedFolds(3))
+    assert not [*tmp_path.iterdir()]
