@@ -63,6 +63,10 @@ def device(kind: str = "cpu") -> str:
 def commit() -> str | None:
     """Return the commit that the benchmark ran at, if git knows."""
     git = subprocess.run(
-        ["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--verify", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return git.stdout.strip() or None

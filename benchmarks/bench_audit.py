@@ -11,19 +11,16 @@ core. Beside them stands Pillow alone, decoding the same files in this process.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import commit
+from _results import write_result
 from PIL import Image
 
 from lowres_vision.data import audit
@@ -116,20 +113,18 @@ def main() -> None:
                 }
             )
             print(results[-1])
-    content = {
-        "command": f"benchmarks/bench_audit.py --files {options.files} --rounds {options.rounds}",
-        "columns": "files per second, quartiles over rounds",
-        "start_seconds": round(wall_start, 2),
-        "files": options.files,
-        "device": f"{platform.machine()} CPU",
-        "workers": 1,
-        "seed": options.seed,
-        "commit": commit(),
-        "versions": {name: version(name) for name in ("lowres-vision", "pillow", "numpy")},
-        "results": results,
-    }
-    if options.output:
-        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_result(
+        options.output,
+        __file__,
+        columns="files per second, quartiles over rounds",
+        start_seconds=round(wall_start, 2),
+        files=options.files,
+        rounds=options.rounds,
+        workers=1,
+        seed=options.seed,
+        packages=("lowres-vision", "pillow", "numpy"),
+        results=results,
+    )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ memory of the process, whose predictions alone are 1 GB.
 """
 
 import argparse
-import json
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from _results import commit, device
+from _results import write_result
 from sklearn.metrics import f1_score
 
 from lowres_vision.ensemble import select_ensemble
@@ -109,24 +107,21 @@ def main() -> None:
         print(f"{SMALL:>9} rows, {name}: {statistics.median(taken):.2f} s")
     print(f"{SMALL:>9} rows, plain loop / ours: {ratio:.1f}")
     print(f"{LARGE:>9} rows, ours: {million:.1f} s, {memory:.2f} GiB at most")
-    if arguments.output:
-        report = {
-            "command": "benchmarks/bench_ensemble.py",
-            "columns": "seconds of one selection of 10 models, 25 classes, 50 rounds, macro-F1",
-            "device": device(),
-            "threads": arguments.threads,
-            "seed": arguments.seed,
-            "commit": commit(),
-            "versions": {name: version(name) for name in ("numpy", "scikit-learn", "torch")},
-            "results": {
-                f"{SMALL} rows": {
-                    **{name: [round(s, 3) for s in taken] for name, taken in times.items()},
-                    "plain loop / ours": round(ratio, 2),
-                },
-                f"{LARGE} rows": {"ours": round(million, 2), "peak_gib": round(memory, 2)},
+    write_result(
+        arguments.output,
+        __file__,
+        columns="seconds of one selection of 10 models, 25 classes, 50 rounds, macro-F1",
+        threads=arguments.threads,
+        seed=arguments.seed,
+        packages=("numpy", "scikit-learn"),
+        results={
+            f"{SMALL} rows": {
+                **{name: [round(s, 3) for s in taken] for name, taken in times.items()},
+                "plain loop / ours": round(ratio, 2),
             },
-        }
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+            f"{LARGE} rows": {"ours": round(million, 2), "peak_gib": round(memory, 2)},
+        },
+    )
 
 
 if __name__ == "__main__":

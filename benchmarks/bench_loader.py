@@ -25,7 +25,6 @@ the cache are cropped there, and all others' batches are sent there when they ar
 
 import argparse
 import itertools
-import json
 import random
 import statistics
 import tempfile
@@ -37,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _results import commit, device, installed
+from _results import installed, write_result
 from PIL import Image
 from timm.data import create_loader
 from torch import Tensor
@@ -302,8 +301,20 @@ def main() -> None:
                 for family in families
             ]
             results.append(time_all(there, batch, arguments))
-    if arguments.output:
-        write(arguments, results)
+    write_result(
+        arguments.output,
+        __file__,
+        columns="rate: quartiles of images/s; ratio: median over rounds of ours, resident / it; "
+        "first_turns: images/s in the one turn that chose the number of workers",
+        kernel=resize_implementation(),
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        images=arguments.images,
+        seed=arguments.seed,
+        kind=arguments.device,
+        packages=("torchvision", "timm", "pillow", "webdataset", "nvidia-dali-cuda120"),
+        results=results,
+    )
 
 
 def draw_images(folder: Path, count: int, seed: int) -> Manifest:
@@ -344,26 +355,6 @@ def time_all(
         words = " / ".join(f"{value:,}" for value in quartiles)
         print(f"{name:32}{words:>26}{ratio:22.2f}", flush=True)
     return {"batch": batch, "first_turns": first_turns, "candidates": rows}
-
-
-def write(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Write the result file."""
-    packages = ["torch", "torchvision", "timm", "pillow", "webdataset", "nvidia-dali-cuda120"]
-    report = {
-        "command": "benchmarks/bench_loader.py",
-        "columns": "rate: quartiles of images/s; ratio: median over rounds of ours, resident / it; "
-        "first_turns: images/s in the one turn that chose the number of workers",
-        "device": device(arguments.device),
-        "kernel": resize_implementation(),
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        "images": arguments.images,
-        "seed": arguments.seed,
-        "commit": commit(),
-        "versions": {package: installed(package) for package in packages},
-        "results": results,
-    }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
