@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from lowres_vision._checks import check_range
+from lowres_vision.plots._inputs import class_indices, class_shares
 from lowres_vision.plots._style import (
     SHADES,
     letters,
@@ -39,41 +41,40 @@ def confusion_matrix(
         The figure.
 
     Raises:
-        ValueError: If the two differ in number, or an index is not one of the classes.
+        ValueError: If the two differ in number, an index is not one of the classes, or
+            probabilities are not finite or of another number of classes.
 
     Example:
         >>> figure = confusion_matrix([0, 0, 1], [0, 1, 1], ["tit", "finch"])
         >>> figure.axes[0].images[0].get_array().tolist()
         [[0.5, 0.5], [0.0, 1.0]]
     """
-    targets, predicted = np.asarray(targets), np.asarray(predicted)
-    predicted = predicted.argmax(axis=1) if predicted.ndim == 2 else predicted
     K = len(classes)
+    check_range("the number of classes", K, 1)
+    if np.ndim(predicted) == 2:
+        predicted = class_shares("predicted", predicted, K).argmax(axis=1)
+    targets = class_indices("targets", targets, K)
+    predicted = class_indices("predicted", predicted, K)
     if len(targets) != len(predicted):
         raise ValueError(
             f"`predicted` must have one for each of the {len(targets)} targets, "
             f"got {len(predicted)}"
         )
-    for name, indices in (("targets", targets), ("predicted", predicted)):
-        if len(indices) and not 0 <= indices.min() <= indices.max() < K:
-            raise ValueError(
-                f"`{name}` must be in 0..{K - 1}, got {indices.min()}..{indices.max()}"
-            )
     counts = np.zeros((K, K), dtype=np.int64)
     np.add.at(counts, (targets, predicted), 1)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
-    side = min(2.6 + 0.32 * K, 18.0)
+    names = names_to_draw(classes)
+    side = min(1.6 + 0.32 * K + 0.08 * max(12, *map(len, names)), 18.0)
     figure, ((axes,),) = panels(1, 1, size=(side + 1.0, side))
     image = axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
-    size = "small" if K <= 40 else 5.5
-    names = names_to_draw(classes)
+    size = min(8.3, max(5.5, 54 * (side - 3) / K))  # points, as there is room
     axes.set_xticks(range(K), names, rotation=90, fontsize=size)
     axes.set_yticks(range(K), names, fontsize=size)
-    accuracy = float((targets == predicted).mean()) if len(targets) else float("nan")
-    axes.set(
-        xlabel="predicted", ylabel="true", title=f"accuracy {accuracy:.3f}, {len(targets)} images"
-    )
+    title = "no images"
+    if len(targets):
+        title = f"accuracy {(targets == predicted).mean():.3f}, {len(targets)} images"
+    axes.set(xlabel="predicted", ylabel="true", title=title)
     if K <= 40:
         for row, column in np.argwhere(counts):
             dark = shares[row, column] < 0.5

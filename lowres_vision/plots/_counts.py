@@ -3,11 +3,13 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from lowres_vision.plots._inputs import class_indices
 from lowres_vision.plots._style import (
     BLUE,
     letters,
@@ -30,12 +32,15 @@ def class_counts(
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: If a label is not one of the classes.
     """
-    labels = np.asarray(labels)
-    counts = {name: int((labels == number).sum()) for number, name in enumerate(classes)}
-    if (labels < 0).any():
-        counts["(unlabelled)"] = int((labels < 0).sum())
-    return saved(_bars(counts, f"{len(labels)} rows, {len(classes)} classes"), path)
+    labels = class_indices("labels", labels, len(classes), unknown=True)
+    counts = np.bincount(labels + 1, minlength=len(classes) + 1).tolist()
+    bars = [*zip(classes, counts[1:], strict=True)]
+    bars += [("(unlabelled)", counts[0])] if counts[0] else []
+    return saved(_bars(bars, f"{len(labels)} rows, {len(classes)} classes"), path)
 
 
 def column_counts(
@@ -70,10 +75,10 @@ def column_counts(
         for value in (cell.split(separator) if separator else [cell])
     ]
     frequent = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))
-    counts = dict(frequent[:most])
+    bars = frequent[:most]
     if rest := frequent[most:]:
-        counts[f"({len(rest)} others)"] = sum(count for _, count in rest)
-    return saved(_bars(counts, f"{len(cells)} rows by {name}"), path)
+        bars.append((f"({len(rest)} others)", sum(count for _, count in rest)))
+    return saved(_bars(bars, f"{len(cells)} rows by {names_to_draw([name])[0]}"), path)
 
 
 def size_scatter(sizes: Any, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -97,7 +102,8 @@ def size_scatter(sizes: Any, path: str | os.PathLike[str] | None = None) -> Figu
         [[96.0, 48.0], [64.0, 64.0]]
     """
     sizes = np.asarray(sizes)
-    if sizes.ndim != 2 or sizes.shape[1] != 2 or not len(sizes) or sizes.min() <= 0:
+    shaped = sizes.ndim == 2 and sizes.shape[1] == 2 and len(sizes)
+    if not shaped or not (np.isfinite(sizes) & (sizes > 0)).all():
         raise ValueError(
             f"`sizes` must be (N, 2) heights and widths > 0, at least one, got {sizes.shape}"
         )
@@ -125,23 +131,22 @@ def size_scatter(sizes: Any, path: str | os.PathLike[str] | None = None) -> Figu
 
 
 def _between(low: float, high: float) -> list[int]:
-    """Return the powers of two in a range; where they are few, numbers between them as well."""
-    for parts in ((4,), (4, 6), (4, 5, 6, 7)):
-        every = sorted(part * 2**power for power in range(30) for part in parts)
-        found = [number for number in every if low <= number <= high]
-        if len(found) >= 3:
-            break
-    return found
+    """Return some powers of two in a range; where they are few, other numbers as well."""
+    powers = [2**power for power in range(30) if low <= 2**power <= high]
+    if len(powers) >= 3:
+        return powers[:: -(-len(powers) // 8)]
+    found = range(ceil(low), floor(high) + 1)
+    return [*found[:: max(1, len(found) // 4)]]
 
 
-def _bars(counts: dict[str, int], title: str) -> Figure:
-    names = list(counts)
+def _bars(counts: Sequence[tuple[str, int]], title: str) -> Figure:
+    names, numbers = [name for name, _ in counts], [number for _, number in counts]
     figure, ((axes,),) = panels(1, 1, size=(7, 1.1 + 0.22 * len(names)))
-    bars = axes.barh(range(len(names)), list(counts.values()), color=BLUE, height=0.7)
+    bars = axes.barh(range(len(names)), numbers, color=BLUE, height=0.7)
     axes.bar_label(bars, padding=2, fontsize="small")
     axes.set(yticks=range(len(names)), yticklabels=names_to_draw(names, longest=36), title=title)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.margins(x=0.1)
+    axes.set_xlim(0, 1.1 * max([1, *numbers]))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
     letters(axes)

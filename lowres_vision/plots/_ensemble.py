@@ -5,6 +5,15 @@ import os
 from matplotlib.figure import Figure
 
 from lowres_vision.ensemble import Summary
+from lowres_vision.plots._style import (
+    BLUE,
+    VERMILLION,
+    letters,
+    missing_letters,
+    names_to_draw,
+    panels,
+    saved,
+)
 
 _NAMES = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log loss"}
 
@@ -23,10 +32,18 @@ def ensemble_table(summary: Summary, path: str | os.PathLike[str] | None = None)
         The figure.
     """
     rows = summary.rows
-    figure = Figure(figsize=(9, 1.2 + 0.34 * len(rows)), layout="constrained")
-    scores, weights = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    names = names_to_draw([row.name for row in rows], longest=56)
+    figure, ((scores, weights),) = panels(
+        1,
+        2,
+        size=(5.6 + 0.08 * max(map(len, names)), 1.3 + 0.34 * len(rows)),
+        sharey=True,
+        width_ratios=(3, 1),
+    )
     for place, row in enumerate(rows):
-        colour = "C0" if row.weight is not None else "C1" if "selected" in row.name else "0.45"
+        colour = (
+            BLUE if row.weight is not None else VERMILLION if "selected" in row.name else "0.45"
+        )
         expected = row.score if row.nested is None else row.nested
         scores.plot([row.low, row.high], [place, place], color=colour, linewidth=2)
         scores.plot(expected, place, "o", color=colour)
@@ -44,13 +61,13 @@ def ensemble_table(summary: Summary, path: str | os.PathLike[str] | None = None)
             weights.barh(place, row.weight, color=colour, height=0.5)
     scores.set(
         yticks=range(len(rows)),
-        yticklabels=[row.name for row in rows],
+        yticklabels=names,
         ylim=(len(rows) - 0.5, -0.7),
-        xlabel=f"{_NAMES[summary.metric]}, 95 % interval; hollow: on the rows that chose",
+        xlabel=f"{_NAMES[summary.metric]}, 95 % interval\nhollow: on the rows that chose",
     )
-    weights.set(xlim=(0, 1), xlabel="weight when selected")
+    weights.set(xlim=(0, 1), xlabel="weight")
     for axes in (scores, weights):
         axes.grid(axis="x", alpha=0.3)
-    if path is not None:
-        figure.savefig(path, dpi=120)
-    return figure
+    letters(scores)
+    missing_letters(figure, [row.name for row in rows])
+    return saved(figure, path)

@@ -8,7 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from lowres_vision._checks import check_range
+from lowres_vision.plots._inputs import class_indices, class_shares
 from lowres_vision.plots._style import (
     BLUE,
     DIFFERENCES,
@@ -49,10 +52,14 @@ def mixed_batch(
         The figure.
 
     Raises:
-        ValueError: If images and targets differ in number.
+        ValueError: If images and targets differ in number, a target is not one of the classes, or
+            a pixel or share is not finite.
     """
     pixels = _pixels(images, mean, std)
-    targets = np.asarray(targets)
+    if np.ndim(targets) == 2:
+        targets = class_shares("targets", targets, len(classes))
+    else:
+        targets = class_indices("targets", targets, len(classes))
     _check_count("targets", targets, pixels)
     names = names_to_draw(classes, longest=18)
     figure, grid = _grid(len(pixels), columns, title_lines=2)
@@ -100,13 +107,17 @@ def prediction_grid(
         The figure.
 
     Raises:
-        ValueError: If images and predictions differ in number.
+        ValueError: If images and predictions differ in number, a target is not one of the
+            classes, or a pixel or probability is not finite.
     """
     pixels = _pixels(images, mean, std)
-    probabilities = np.asarray(probabilities)
+    probabilities = class_shares("probabilities", probabilities, len(classes))
     _check_count("probabilities", probabilities, pixels)
-    true = np.full(len(pixels), -1) if targets is None else np.asarray(targets)
+    true = np.full(len(pixels), -1) if targets is None else targets
+    true = class_indices("targets", true, len(classes), unknown=True)
     _check_count("targets", true, pixels)
+    if rows is not None:
+        _check_count("rows", rows, pixels)
     names = names_to_draw(classes, longest=22)
     figure, grid = _grid(len(pixels), columns, title_lines=3)
     for number, (axes, image) in enumerate(zip(grid, pixels, strict=False)):
@@ -156,7 +167,7 @@ def resizer_panel(
         The figure.
 
     Raises:
-        ValueError: If the two differ in shape.
+        ValueError: If the two differ in shape, or a pixel is not finite.
 
     Example:
         >>> import torch
@@ -188,7 +199,8 @@ def resizer_panel(
         shown = _show(grid[2, column], difference, cmap=DIFFERENCES, vmin=-limit, vmax=limit)
     for axes, name in zip(grid[:, 0], ("bilinear", "learned", "difference"), strict=True):
         axes.set_ylabel(name)
-    figure.colorbar(shown, ax=list(grid[2]), shrink=0.9, label="of 1")
+    # A third of all three rows, so that their columns stay in line.
+    figure.colorbar(shown, ax=grid, shrink=0.3, anchor=(0.0, 0.0), label="of 1")
     return saved(figure, path)
 
 
@@ -210,7 +222,7 @@ def style_panel(
         The figure.
 
     Raises:
-        ValueError: If they differ in number.
+        ValueError: If they differ in number, or a pixel is not finite.
     """
     columns = [_pixels(images, None, None) for images in (contents, styles, results)]
     for name, images in zip(("styles", "results"), columns[1:], strict=True):
@@ -228,13 +240,25 @@ def _raw(images: Any, mean: Sequence[float] | None, std: Sequence[float] | None)
     """Return each image as float32 ``(H, W, C)``, normalisation taken back, nothing cut off."""
     if len(images) == 0:
         raise ValueError("there must be at least one image, got none")
-    return [_one(image, mean, std) for image in images]
+    made = [_one(image, mean, std) for image in images]
+    wrong = [number for number, image in enumerate(made) if not np.isfinite(image).all()]
+    if wrong:
+        raise ValueError(f"each image must be finite, {wrong[:5]} have NaN or inf")
+    return made
 
 
 def _one(image: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
-    array = image.detach().cpu().numpy() if hasattr(image, "detach") else np.asarray(image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = image.float() if image.is_floating_point() else image  # NumPy has no bfloat16
+    array = np.asarray(image)
     if array.ndim != 3 or array.shape[0] not in (1, 3):
         raise ValueError(f"each image must be (C, H, W) with C of 1 or 3, got {array.shape}")
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise ValueError(f"each image must be uint8, or float in [0, 1], got {array.dtype}")
+    for name, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) not in (1, 3):
+            raise ValueError(f"`{name}` must be 1 or 3 numbers, one per channel, got {values}")
     pixels = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
     pixels = np.moveaxis(pixels, 0, 2)  # (H, W, C)
     if std is not None:
@@ -249,6 +273,7 @@ def _pixels(images: Any, mean: Sequence[float] | None, std: Sequence[float] | No
 
 
 def _grid(count: int, columns: int, *, title_lines: int) -> tuple[Figure, Any]:
+    check_range("columns", columns, 1)
     columns = min(columns, count)
     rows = -(-count // columns)
     size = (1.75 * columns + 0.3, (1.6 + 0.2 * title_lines) * rows + 0.2)

@@ -7,7 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lowres_vision._checks import check_range
-from lowres_vision.plots._style import letters, line_style, names_to_draw, panels, saved
+from lowres_vision.plots._style import (
+    in_legend,
+    letters,
+    line_style,
+    missing_letters,
+    names_to_draw,
+    panels,
+    saved,
+)
 
 
 def resolution_robustness(
@@ -32,8 +40,8 @@ def resolution_robustness(
         chance: c, 1 / K for K balanced classes. Without it a model that guesses counts as robust.
 
     Raises:
-        ValueError: If the numbers do not match, or the accuracy at the largest side is not above
-            ``chance``: there is then nothing to keep.
+        ValueError: If the numbers do not match or are out of range, or the accuracy at the largest
+            side is not above ``chance``: there is then nothing to keep.
 
     Example:
         >>> resolution_robustness([8, 16, 32], [0.2, 0.6, 0.8])
@@ -55,6 +63,8 @@ def resolution_robustness(
             f"`accuracies` must have one for each of different `sizes`, got {list(sizes)} and "
             f"{list(accuracies)}"
         )
+    if not ((values >= 0) & (values <= 1)).all():  # a NaN fails both
+        raise ValueError(f"`accuracies` must be in [0, 1], got {list(accuracies)}")
     if len(sides) < 2 or sides.min() <= 0:
         raise ValueError(f"`sizes` must be at least two, > 0, got {list(sizes)}")
     order = np.argsort(sides)
@@ -91,7 +101,10 @@ def resolution_curve(
     Raises:
         ValueError: As :func:`resolution_robustness`.
     """
-    figure, ((axes,),) = panels(1, 1, size=(7, 4.2))
+    if not accuracies:
+        raise ValueError("`accuracies` must be of at least one model, got none")
+    beside = len(accuracies) > 6  # else the legend would hide the lines
+    figure, ((axes,),) = panels(1, 1, size=(11 if beside else 7, max(4.2, 0.22 * len(accuracies))))
     order = np.argsort(sizes)
     sides = [sizes[i] for i in order]
     for number, (name, drawn) in enumerate(
@@ -103,7 +116,7 @@ def resolution_curve(
             sides,
             [values[i] for i in order],
             marker="os^Dv<>P"[number % 8],
-            label=f"{drawn}: robustness {robustness:.2f}",
+            label=f"{in_legend(drawn)}: robustness {robustness:.2f}",
             **line_style(number),
         )
     if chance > 0:
@@ -113,6 +126,8 @@ def resolution_curve(
     axes.minorticks_off()
     axes.set(xlabel="side of the input in pixels", ylabel=score, ylim=(0, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    outside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if beside else {}
+    axes.legend(fontsize="small", **outside)
     letters(axes)
+    missing_letters(figure, list(accuracies))
     return saved(figure, path)

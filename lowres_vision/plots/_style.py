@@ -6,6 +6,7 @@ run from ``cividis``, differences from ``PuOr``. No meaning hangs on colour alon
 
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -63,13 +64,22 @@ def line_style(number: int) -> dict[str, Any]:
 def names_to_draw(names: Sequence[str], *, longest: int = 28) -> list[str]:
     """Return names as a picture can hold them.
 
-    Long ones lose their middle. Where no installed font has the letters of a name, its number
-    stands in for it, as empty boxes would tell nothing: "no. 3".
+    Long ones lose their middle, and get their number where that makes two alike. Where no installed
+    font has the letters of a name, its number stands in for it, as empty boxes would tell nothing:
+    "no. 3".
     """
-    return [
-        _drawable(_shortened(" ".join(str(name).split()), longest), number)
-        for number, name in enumerate(names)
-    ]
+    whole = [" ".join(str(name).split()) for name in names]
+    short = [_shortened(name, longest) for name in whole]
+    alike = {name for name, times in Counter(short).items() if times > 1}
+    for number, name in enumerate(whole):
+        if short[number] in alike and len(name) > longest:
+            short[number] = f"{number}: {_shortened(name, longest - 5)}"
+    return [_drawable(name, number) for number, name in enumerate(short)]
+
+
+def in_legend(name: str) -> str:
+    """Return a name that a legend shows: matplotlib hides those that begin with "_"."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def missing_letters(figure: Figure, names: Sequence[str]) -> None:
@@ -81,12 +91,17 @@ def missing_letters(figure: Figure, names: Sequence[str]) -> None:
             f"(Korean: fonts-nanum, or Noto Sans CJK)"
         )
         width = int(15 * figure.get_figwidth())
-        figure.supxlabel("\n".join(textwrap.wrap(words, width)), fontsize="x-small")
+        lines = textwrap.wrap(words, width)
+        figure.supxlabel("\n".join(lines), fontsize="x-small")
+        figure.set_figheight(figure.get_figheight() + 0.15 + 0.15 * len(lines))
 
 
 def letters(axes: Axes) -> None:
     """Give every text of ``axes`` a font that has its letters."""
-    for text in [axes.title, *axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]:
+    legend = axes.get_legend()
+    named = [] if legend is None else legend.get_texts()
+    ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    for text in [axes.title, *axes.texts, *ticks, *named]:
         text.set_fontfamily(font_of(text.get_text()) or _FONTS[0])
 
 

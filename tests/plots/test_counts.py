@@ -49,3 +49,16 @@ def test_images_of_one_size_have_an_axis_with_numbers() -> None:
 def test_sizes_that_are_none(sizes: list[object]) -> None:
     with pytest.raises(ValueError, match=r"^`sizes` must be \(N, 2\) heights and widths > 0"):
         size_scatter(sizes)
+
+
+def test_a_class_named_as_the_unlabelled_keeps_its_own_bar() -> None:
+    figure = class_counts([0, 1, 1, -1], ["(unlabelled)", "tit"])
+    assert [int(bar.get_width()) for bar in figure.axes[0].patches] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("sizes", [[[1, 1]], [[70, 70], [71, 70]], [[1, 10000], [10000, 1]]])
+def test_sizes_have_between_one_and_eight_ticks_within(sizes: list[list[int]]) -> None:
+    axes = size_scatter(sizes).axes[0]
+    low, high = axes.get_xlim()
+    assert 1 <= len(axes.get_xticks()) <= 8
+    assert all(low <= tick <= high for tick in axes.get_xticks())

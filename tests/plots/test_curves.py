@@ -45,3 +45,29 @@ def test_models_and_seeds_are_told_apart(tmp_path: Path) -> None:
 def test_an_empty_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no fold_\*/metrics.csv"):
         learning_curves(tmp_path)
+
+
+def test_one_epoch_is_a_point_at_one_and_what_was_not_logged_is_said(tmp_path: Path) -> None:
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "metrics.csv").write_text("epoch,train_loss\n0,1.5\n")
+    loss, accuracy, macro_f1 = learning_curves(tmp_path).axes
+    assert loss.get_xticks().tolist() == [1]
+    assert loss.lines[1].get_marker() == "x"
+    for axes in (accuracy, macro_f1):
+        assert [text.get_text() for text in axes.texts] == ["nothing logged"]
+
+
+def test_many_or_long_names_stand_below_the_panels(tmp_path: Path) -> None:
+    for fold in range(3):
+        write(tmp_path / "a_model_with_a_long_name" / "seed_0" / f"fold_{fold}", fold)
+    figure = learning_curves(tmp_path, tmp_path / "curves.png")
+    assert figure.axes[2].get_legend() is None
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [f"a_model_with_a_long_name/seed_0/fold_{fold}" for fold in range(3)]
+
+
+def test_a_cell_that_is_no_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "fold_0" / "metrics.csv").write_text("epoch,train_loss\n0,x\n")
+    with pytest.raises(ValueError, match=r"fold_0.metrics.csv has a cell that must be a number"):
+        learning_curves(tmp_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lowres_vision.plots import class_counts
+from lowres_vision.plots import class_counts, resolution_curve
 from lowres_vision.plots._style import font_of, line_style, names_to_draw
 
 
@@ -45,3 +45,19 @@ def test_korean_names_are_drawn_where_a_font_has_them(tmp_path: Path) -> None:
 
 def test_thirty_two_lines_differ() -> None:
     assert len({tuple(line_style(number).values()) for number in range(32)}) == 32
+
+
+def test_names_that_shortening_made_alike_get_their_number() -> None:
+    names = [f"Species number {number} of the genus" for number in (7, 8)]
+    assert names_to_draw(["Owl", *names], longest=18) == [
+        "Owl", "1: Specie…genus", "2: Specie…genus"
+    ]  # fmt: skip
+
+
+def test_a_legend_has_the_letters_and_shows_names_that_begin_with_a_line() -> None:
+    figure = resolution_curve([8, 16], {"_hidden": [0.2, 0.4], "박새": [0.2, 0.5]})
+    first, second = figure.axes[0].get_legend().get_texts()
+    assert first.get_text() == " _hidden: robustness 0.75"
+    font = font_of("박새")
+    assert second.get_text().startswith("no. 1" if font is None else "박새")
+    assert font is None or second.get_fontfamily() == [font]
