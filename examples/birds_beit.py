@@ -32,15 +32,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from experiment import Table, start
+from experiment import Table, network, start, submit
 
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, StratifiedFolds, collate, make_toy_pairs
-from lowres_vision.ensemble import soft_vote, write_submission
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
-from lowres_vision.models import LowResClassifier
-from lowres_vision.training import Classifier, CrossValidation, cross_validate, write_report
+from lowres_vision.training import Classifier, CrossValidation, cross_validate
 
 VARIANTS = {  # name: training source, size that images pass through, the source's accuracy
     "64": ("low", None, ".8415/.8508"),
@@ -94,16 +92,10 @@ def run(settings: Settings, train: Manifest, test: Manifest) -> CrossValidation:
     source, via, _ = VARIANTS[settings.variant]
 
     def build() -> Classifier:
-        model = LowResClassifier(
-            settings.backbone,
-            len(train.classes),
-            image_size=settings.image_size,
-            pretrained=settings.pretrained and settings.checkpoint_path is None,
-            checkpoint_path=settings.checkpoint_path,
-            **settings.timm_args,
-        )
+        weights, size = settings.checkpoint_path, settings.image_size
+        model = network(settings, settings.backbone, len(train.classes), weights, image_size=size)
         transform = BatchTransform(
-            settings.image_size,
+            size,
             mean=settings.mean or model.mean,
             std=settings.std or model.std,
             scale=(settings.crop, 1.0),
@@ -115,8 +107,8 @@ def run(settings: Settings, train: Manifest, test: Manifest) -> CrossValidation:
             model,
             CrossEntropyLoss(),
             transform=transform,
-            optimizer=partial(torch.optim.AdamW, lr=settings.lr),
             warmup=settings.warmup,
+            optimizer=partial(torch.optim.AdamW, lr=settings.lr),
             seed=settings.seed,
         )
 
@@ -125,23 +117,16 @@ def run(settings: Settings, train: Manifest, test: Manifest) -> CrossValidation:
         train,
         build,
         out=settings.out,
-        folds=StratifiedFolds(settings.folds, seed=settings.seed),
         test=test,
+        seed=settings.seed,
+        folds=StratifiedFolds(settings.folds, seed=settings.seed),
         resolution=settings.train_on or source,
         collate=cutmix if settings.cutmix else collate,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         precision=settings.precision,
-        seed=settings.seed,
     )
-    write_submission(
-        settings.out / "submission.csv",
-        soft_vote(result.test_probabilities),
-        ids=test.ids,
-        classes=train.classes,
-        sample=settings.data / "sample_submission.csv",
-    )
-    write_report(settings.out, manifest=train, test=test, pictures=settings.out)
+    submit(settings, train, test, result.test_probabilities)
     return result
 
 

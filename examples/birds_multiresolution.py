@@ -34,7 +34,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from experiment import Table, start
+from experiment import Table, network, start, submit
 from torchvision.transforms import v2
 
 from lowres_vision.augment import BatchTransform, PerImage, SuperResolution
@@ -45,17 +45,9 @@ from lowres_vision.data import (
     collate,
     make_toy_pairs,
 )
-from lowres_vision.ensemble import (
-    OutOfFold,
-    View,
-    accuracy,
-    make_views,
-    soft_vote,
-    write_submission,
-)
+from lowres_vision.ensemble import OutOfFold, View, accuracy, make_views, soft_vote
 from lowres_vision.losses import CosineLoss, CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator, MixupCollator
-from lowres_vision.models import LowResClassifier
 from lowres_vision.training import (
     Classifier,
     CrossValidation,
@@ -64,7 +56,6 @@ from lowres_vision.training import (
     cross_validate,
     load_teacher,
     predict_views,
-    write_report,
 )
 
 
@@ -148,20 +139,13 @@ def build(
     settings: Settings, row: Row, position: int, classes: int, teachers: Path, *, fold: Fold
 ) -> Classifier:
     """Return the classifier of a row; `teachers` holds the folds of the high-resolution run."""
-    weights = settings.checkpoint_paths
-    network = partial(
-        LowResClassifier,
-        settings.backbones[position],
-        classes,
-        image_size=row.size or settings.image_size,
-        pretrained=settings.pretrained and not weights,
-        checkpoint_path=weights[position] if weights else None,
-        **settings.timm_args,
-    )
-    student, pairing = network(), None
+    weights = settings.checkpoint_paths[position] if settings.checkpoint_paths else None
+    size, backbone = row.size or settings.image_size, settings.backbones[position]
+    new = partial(network, settings, backbone, classes, weights, image_size=size)
+    student, pairing = new(), None
     if row.resolution == "pair":
         taught = teachers / f"fold_{fold.index}" / "best.safetensors"
-        pairing = Distillation(load_teacher(network(), taught, fold=fold))
+        pairing = Distillation(load_teacher(new(), taught, fold=fold))
     return Classifier(
         student,
         CrossEntropyLoss() if row.loss == "ce" else CosineLoss(cross_entropy=0.1),
@@ -195,8 +179,8 @@ def train(
         samples_per_epoch=len(manifest),  # as many in every row, one resolution or two
         batch_size=settings.batch_size,
         epochs=settings.epochs,
-        monitor="last",  # no epoch is chosen on the rows that are scored
         precision=settings.precision,
+        monitor="last",  # no epoch is chosen on the rows that are scored
         **runs,
     )
     views = [View()] + [
@@ -252,13 +236,13 @@ def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
     row, out, classes = CLAIMS[settings.row], settings.out, len(manifest.classes)
     if row.enlarger == "srcnn":
         raise ValueError("the row srcnn learns from one fold's rows: it is for --table")
-    manifest, test = (enlarge(settings, row, rows) for rows in (manifest, test))
     given = settings.backbones, settings.lrs, settings.checkpoint_paths or settings.lrs
     if max(VOTES[settings.variant]) >= min(map(len, given)):
         raise ValueError(
             f"--variant {settings.variant} takes {1 + max(VOTES[settings.variant])} --backbones, "
             f"--lrs and, if any, --checkpoint-paths; got {', '.join(str(len(g)) for g in given)}"
         )
+    manifest, test = (enlarge(settings, row, rows) for rows in (manifest, test))
     folds = StratifiedFolds(settings.folds)
     teachers = settings.teachers or out.with_name(f"{out.name}-teachers")
     builds = {}
@@ -278,15 +262,7 @@ def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
         score = result.of(member.model, seed=member.seed).accuracy
         print(f"{member.model}, seed {member.seed}: {score:.4f} out of fold")
     print(f"vote, out of fold: {accuracy(soft_vote(result.stack), manifest.labels):.4f}")
-    submission = write_submission(
-        out / "submission.csv",
-        soft_vote(result.test_stack.reshape(-1, len(test), classes)),
-        ids=test.ids,
-        classes=manifest.classes,
-        sample=settings.data / "sample_submission.csv",
-    )
-    print(submission)
-    write_report(out, manifest=manifest, test=test, pictures=out)
+    print(submit(settings, manifest, test, result.test_stack.reshape(-1, len(test), classes)))
 
 
 def main(settings: Settings) -> None:

@@ -26,7 +26,7 @@ from typing import Literal
 import lightning as L
 import numpy as np
 import torch
-from experiment import Table, start
+from experiment import Table, network, start
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -41,7 +41,6 @@ from lowres_vision.data import (
 from lowres_vision.ensemble import accuracy
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
-from lowres_vision.models import LowResClassifier
 from lowres_vision.resizer import LearnableResizer
 from lowres_vision.training import Classifier, cross_validate, write_report
 
@@ -114,14 +113,13 @@ def run(settings: Settings, variant: str, train: Manifest, test: Manifest) -> np
         if enlarge in ("resizer", "cbam"):
             attention, start = "cbam" if enlarge == "cbam" else None, settings.zero_init
             resizer = LearnableResizer(settings.size, attention=attention, zero_init=start)
-        model = LowResClassifier(
+        model = network(
+            settings,
             settings.backbone,
             len(train.classes),
+            settings.checkpoint_path,
             resizer=resizer,
             image_size=side if enlarge is None else settings.size,
-            pretrained=settings.pretrained and settings.checkpoint_path is None,
-            checkpoint_path=settings.checkpoint_path,
-            **settings.timm_args,
         )
         crop = PerImage(v2.RandomCrop(side, padding=4))
         return Classifier(
@@ -141,13 +139,13 @@ def run(settings: Settings, variant: str, train: Manifest, test: Manifest) -> np
         train,
         build,
         out=out,
-        folds=StratifiedFolds().assign(train, share=settings.validation),
         test=test,
+        folds=StratifiedFolds().assign(train, share=settings.validation),
         collate=CutMixCollator(len(train.classes), p=cutmix, size=size) if cutmix else collate,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
-        monitor="val_accuracy",
         seeds=settings.seeds,
+        monitor="val_accuracy",
         callbacks=[TestEachEpoch(test)],
     )
     write_report(out, manifest=train, test=test, build=build, pictures=out)

@@ -1,13 +1,19 @@
-"""What the experiments have in common around their own work: the command line and the table."""
+"""What the experiments share around their own work: command line, weights, submission, table."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import small_backbones  # noqa: F401, two small names for timm
 import torch
 import tyro
+
+from lowres_vision.data import Manifest
+from lowres_vision.ensemble import soft_vote, write_submission
+from lowres_vision.models import LowResClassifier
+from lowres_vision.training import write_report
 
 
 def start(
@@ -33,6 +39,34 @@ def start(
         main(found)
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def network(
+    settings: Any, backbone: str, classes: int, weights: Path | None = None, **options: Any
+) -> LowResClassifier:
+    """Return a network with the weights that the settings ask for: a file's, timm's or none."""
+    pretrained = settings.pretrained and weights is None
+    return LowResClassifier(
+        backbone,
+        classes,
+        pretrained=pretrained,
+        checkpoint_path=weights,
+        **settings.timm_args,
+        **options,
+    )
+
+
+def submit(settings: Any, known: Manifest, test: Manifest, votes: np.ndarray) -> Path:
+    """Write the submission of the votes ``(M, N, K)``, checked by the sample, and a report."""
+    file = write_submission(
+        settings.out / "submission.csv",
+        soft_vote(votes),
+        ids=test.ids,
+        classes=known.classes,
+        sample=settings.data / "sample_submission.csv",
+    )
+    write_report(settings.out, manifest=known, test=test, pictures=settings.out)
+    return file
 
 
 class Table:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from experiment import Table, start
+from experiment import Table, network, start
 from scipy.stats import binomtest
 from torch import nn
 from torchvision.transforms import v2
@@ -39,7 +39,7 @@ from lowres_vision.data import (
 )
 from lowres_vision.ensemble import soft_vote
 from lowres_vision.losses import ArcFaceLoss
-from lowres_vision.models import LowResClassifier, freeze_except
+from lowres_vision.models import freeze_except
 from lowres_vision.plots import confusion_matrix, write_overview
 from lowres_vision.training import Classifier, cross_validate, write_report
 
@@ -124,33 +124,28 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
         mean, std = seen.mean, seen.std
 
     def build() -> Classifier:
-        weights = settings.checkpoint_paths.get(backbone)
-        model = LowResClassifier(
+        model = network(
+            settings,
             backbone,
             len(known.classes),
+            settings.checkpoint_paths.get(backbone),
             image_size=size,
             pool="gem",
             neck="embedding",
             head="cosine",
-            pretrained=settings.pretrained and weights is None,
-            checkpoint_path=weights,
-            **settings.timm_args,
         )
         freeze_except(model, last=min(settings.trained, len([*model.parameters()])))
-        return Classifier(
-            model,
-            ArcFaceLoss(),
-            transform=BatchTransform(
-                size,
-                mean=mean,
-                std=std,
-                scale=None,
-                flip=0.0,
-                augment=augmentation(row.augmentation),
-                eval_size=size * row.test_scale,
-            ),
-            optimizer=partial(torch.optim.AdamW, lr=settings.lr),
+        transform = BatchTransform(
+            size,
+            mean=mean,
+            std=std,
+            scale=None,
+            flip=0.0,
+            augment=augmentation(row.augmentation),
+            eval_size=size * row.test_scale,
         )
+        adamw = partial(torch.optim.AdamW, lr=settings.lr)
+        return Classifier(model, ArcFaceLoss(), transform=transform, optimizer=adamw)
 
     out = settings.out / name
     result = cross_validate(
@@ -159,10 +154,10 @@ def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, tes
         out=out,
         folds=folds,
         test=test,
+        seed=settings.seed,
+        monitor="val_loss",
         batch_size=settings.batch_size or row.batch_size,
         epochs=settings.epochs,
-        monitor="val_loss",
-        seed=settings.seed,
     )
     write_report(out, manifest=known, test=test, pictures=out)
     return result.test_probabilities[0]

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import timm
 import torch
-from experiment import Table, start
+from experiment import Table, network, start
 from torch import nn
 from torchvision.transforms import v2
 
@@ -49,7 +49,6 @@ from lowres_vision.data import (
 from lowres_vision.ensemble import macro_f1, soft_vote, summarise, write_submission
 from lowres_vision.losses import CrossEntropyLoss, FocalLoss
 from lowres_vision.mixing import CutMixCollator
-from lowres_vision.models import LowResClassifier
 from lowres_vision.optim import SAM, CosineWarmRestarts
 from lowres_vision.plots import column_counts, ensemble_table, style_panel, write_overview
 from lowres_vision.training import Classifier, CrossValidation, cross_validate, write_report
@@ -157,14 +156,14 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
     rarest, wanted = np.argsort(counts, kind="stable"), counts.copy()
     for share in (0.22, 0.12):
         wanted[rarest[: round(share * len(counts))]] += 5
-    network = None
+    judge = None  # VGG-19
     if settings.style_backbone is not None:
         weights = str(settings.checkpoint_paths.get(settings.style_backbone, ""))
         fetched = settings.pretrained and not weights
         torch.manual_seed(0)  # without weights, the same network in every call
-        network = timm.create_model(settings.style_backbone, fetched, checkpoint_path=weights)
+        judge = timm.create_model(settings.style_backbone, fetched, checkpoint_path=weights)
     transfer = StyleTransfer(
-        network,
+        judge,
         content_layers=settings.content_layers,
         style_layers=settings.style_layers,
         checkpoint_path=settings.style_network,
@@ -202,29 +201,23 @@ def train(
         return CosineWarmRestarts(optimizer, max_lr=settings.lr, min_lr=5e-6, **cycle)
 
     def build() -> Classifier:
-        model = LowResClassifier(
-            backbone,
-            len(known.classes),
-            image_size=size,
-            pretrained=settings.pretrained and weights is None,
-            checkpoint_path=weights,
-            **settings.timm_args,
-        )
+        model = network(settings, backbone, len(known.classes), weights, image_size=size)
         if row.head:
             norm = nn.LayerNorm(model.head.in_features)
             model.head = nn.Sequential(norm, nn.GELU(), nn.Dropout(0.2), model.head)
+        transform = BatchTransform(
+            size,
+            mean=model.mean,
+            std=model.std,
+            scale=None,
+            flip=0.0,
+            augment=augmentation(row.augment, size),
+        )
         adam = partial(torch.optim.AdamW if row.adamw else torch.optim.Adam, lr=settings.lr)
         return Classifier(
             model,
             FocalLoss() if row.focal else CrossEntropyLoss(),
-            transform=BatchTransform(
-                size,
-                mean=model.mean,
-                std=model.std,
-                scale=None,
-                flip=0.0,
-                augment=augmentation(row.augment, size),
-            ),
+            transform=transform,
             optimizer=partial(SAM, base_optimizer=adam) if row.sam else adam,
             schedule=restarts if row.restarts else "constant",
         )
@@ -236,12 +229,12 @@ def train(
         out=out,
         folds=folds,
         test=test,
+        seeds=settings.seeds,
         collate=CutMixCollator(len(known.classes), size=size) if row.cutmix else collate,
         sampler=partial(BalancedSampler, scheme="log") if row.sampler else None,
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         patience=settings.patience,
-        seeds=settings.seeds,
     )
     write_report(out, manifest=known, test=test, pictures=out)
     return result
@@ -289,9 +282,10 @@ def main(settings: Settings) -> None:
         cells = [f"{value:.4f}" for value in (np.mean(held_out), np.std(held_out), np.mean(tested))]
         source = VOTES[name] if name in VOTES else ROWS[name].source
         table.add(name, *(cell.replace("nan", "-") for cell in cells), source)
-    # Rows with new works, or other folds, do not fit into one ensemble; some rows are the same.
-    fit = [name for name in found if name != "folds" and not ROWS[name].style]
-    different = {found[name].stack.tobytes(): settings.out / name for name in fit}
+    # Five folds score more works than the others; some rows are the same.
+    alike = [name for name in found if name != "folds"]
+    held_out = np.flatnonzero(folds == 0)
+    different = {found[name].stack[:, held_out].tobytes(): settings.out / name for name in alike}
     if len(different) > 1:
         ensemble_table(summarise([*different.values()]), settings.out / "ensemble.png")
     print(table)
