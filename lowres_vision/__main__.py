@@ -93,6 +93,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             print(f"{finding.level}: {finding.words}")
         if any(finding.level == "fault" for finding in findings):
             raise SystemExit(1)
+        print("no fault found")
 
     parser = commands.add_parser(
         "doctor",

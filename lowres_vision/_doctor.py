@@ -36,6 +36,7 @@ _EXTRAS = {
     "shards": ("webdataset",),
     "track": ("tensorboard",),
 }
+_TWICE = 2 / 255  # white, divided by 255 twice, and a filter's overshoot
 _FAR = 0.05  # of mean or std, in [0, 1] units: half of it is lost in the noise of a data set
 
 
@@ -172,7 +173,8 @@ def images(batch: Tensor | Sequence[Tensor]) -> list[Finding]:
     low, high = float(pixels.min()), float(pixels.max())
     found = []
     if low == high:
-        found.append(Finding("fault", f"every pixel is {low:g}"))
+        cast = " (floats in [0, 1] that were cast to uint8?)" if pixels.dtype == torch.uint8 else ""
+        found.append(Finding("fault", f"every pixel is {low:g}{cast if low == 0 else ''}"))
     elif pixels.dtype == torch.uint8 and high <= 1:
         found.append(
             Finding(
@@ -190,6 +192,10 @@ def images(batch: Tensor | Sequence[Tensor]) -> list[Finding]:
                     "fault",
                     f"float images reach {high:g}: divide by 255, or hand them on as uint8",
                 )
+            )
+        elif low >= 0 and high <= _TWICE:
+            found.append(
+                Finding("fault", f"float images reach {high:g} only: divided by 255 twice")
             )
         elif low < 0:
             found.append(Finding("note", f"float images reach {low:g}: normalised already?"))

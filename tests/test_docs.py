@@ -141,6 +141,21 @@ def test_every_page_is_in_a_table_of_contents() -> None:
     assert pages <= listed
 
 
+def test_the_catalogue_leads_to_pages_and_to_every_picture() -> None:
+    text = (ROOT / "docs/catalogue.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if "](" in line]
+    assert len(rows) > 30
+    for part, _, page, *_ in rows:
+        assert "](" in page, part
+        module, *others = re.findall(r"`([\w.]+)`", part) or [""]
+        if "." in module:
+            home, first = module.split(".")
+            names = vars(importlib.import_module(f"lowres_vision.{home}"))
+            assert {first, *others} <= names.keys(), part
+    scripts = {script.stem for script in (ROOT / "docs/gallery").glob("*.py")}
+    assert set(re.findall(r"\(pictures/(\w+)\.rst\)", text)) == scripts
+
+
 def text_of(node: ast.expr) -> str | None:
     """Return a string's text with … where a value is filled in; None of another expression."""
     if isinstance(node, ast.JoinedStr):

@@ -77,7 +77,9 @@ def test_wrong_normalisation_names_the_right_one() -> None:
     ("batch", "words"),
     [
         (torch.rand(2, 3, 8, 8).to(torch.uint8) + torch.eye(8, dtype=torch.uint8), "were cast"),
+        (torch.rand(2, 3, 8, 8).to(torch.uint8), "every pixel is 0 (floats in"),
         (255 * torch.rand(2, 3, 8, 8), "divide by 255"),
+        (torch.rand(2, 3, 8, 8) / 255, "divided by 255 twice"),
         (torch.full((2, 3, 8, 8), 7, dtype=torch.uint8), "every pixel is 7"),
         (torch.randn(2, 3, 8, 8), "normalised already?"),
         (torch.tensor([0.0, float("nan")]).expand(3, 8, 2)[None], "NaN"),
@@ -105,7 +107,9 @@ def test_the_command_tells_of_a_model(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_the_command_on_sound_images(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--csv", str(toy / "train.csv")])
-    assert "36 rows" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "36 rows" in printed
+    assert printed.endswith("no fault found\n")
 
 
 def test_the_command_tells_of_pixels_that_the_model_refuses(
