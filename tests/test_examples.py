@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,24 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+PAGES = sorted((EXAMPLES.parent / "docs" / "experiments").glob("*_*.md"))
+
+
+@pytest.mark.skipif(not PAGES, reason="the documentation is in the checkout only")
+def test_the_scripts_take_every_command_of_their_pages() -> None:
+    code = f"import sys; sys.path[:0] = [{str(EXAMPLES)!r}]; import tyro, {', '.join(SCRIPTS)}\n"
+    code = code.replace(".py", "")
+    for page in PAGES:
+        text = re.sub(r"\\\n", " ", page.read_text(encoding="utf-8"))
+        commands = re.findall(rf"^python examples/{page.stem}\.py (.*)$", text, re.MULTILINE)
+        assert len(commands) > 1
+        for command in commands:
+            line = shlex.split(command, comments=True)
+            code += f"tyro.cli({page.stem}.Settings, args={line!r})\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 TINY = ["--backbone", "test_vit", "--image-size", 64, "--no-pretrained", "--folds", 2]
@@ -127,6 +147,14 @@ def test_birds_that_high_images_taught_are_blended_with_others(tmp_path: Path) -
     assert blended.returncode == 0, blended.stderr
     assert blended.stdout.count("its views") == 4  # two backbones, each trained in two ways
     assert (tmp_path / "blend.csv").is_file()
+
+
+@pytest.mark.slow
+def test_birds_go_on_with_a_teacher_that_was_begun(tmp_path: Path) -> None:
+    (tmp_path / "high-ce" / "seed_0" / "fold_0").mkdir(parents=True)
+    done = run("birds_multiresolution.py", "--quick", "--variant", "pair-ce", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| pair-ce | " in done.stdout
 
 
 PICTURES = ("learning_curves", "confusion", "test_confusion", "test_images")

@@ -68,7 +68,7 @@ def confusion_matrix(
     side = min(1.6 + 0.32 * K + 0.08 * max(12, *map(len, names)), 18.0)
     figure, ((axes,),) = panels(1, 1, size=(side + 1.0, side))
     image = axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest")
-    size = min(8.3, max(5.5, 54 * (side - 3) / K))  # points, as there is room
+    size = min(8.3, max(5.5, 810 / K))  # points, as the largest side has room
     axes.set_xticks(range(K), names, rotation=90, fontsize=size)
     axes.set_yticks(range(K), names, fontsize=size)
     title = "no images"

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from math import ceil, floor
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from lowres_vision.plots._inputs import class_indices
 from lowres_vision.plots._style import (
     BLUE,
+    font_of,
     letters,
     missing_letters,
     names_to_draw,
@@ -78,7 +79,8 @@ def column_counts(
     bars = frequent[:most]
     if rest := frequent[most:]:
         bars.append((f"({len(rest)} others)", sum(count for _, count in rest)))
-    return saved(_bars(bars, f"{len(cells)} rows by {names_to_draw([name])[0]}"), path)
+    drawn = "value" if font_of(name) is None else names_to_draw([name])[0]
+    return saved(_bars(bars, f"{len(cells)} rows by {drawn}"), path)
 
 
 def size_scatter(sizes: Any, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -118,7 +120,7 @@ def size_scatter(sizes: Any, path: str | os.PathLike[str] | None = None) -> Figu
         (axes.set_yscale, axes.set_yticks),
     ):
         set_scale("log", base=2)
-        ticks = _between(low, high)
+        ticks = _ticks(int(sizes.min()), int(sizes.max()))
         set_ticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     axes.set(xlim=(low, high), ylim=(low, high), xlabel="width", ylabel="height")
@@ -130,13 +132,14 @@ def size_scatter(sizes: Any, path: str | os.PathLike[str] | None = None) -> Figu
     return saved(figure, path)
 
 
-def _between(low: float, high: float) -> list[int]:
-    """Return some powers of two in a range; where they are few, other numbers as well."""
+def _ticks(least: int, most: int) -> list[int]:
+    """Return some powers of two around a range; where they are few, ``least`` and numbers by it."""
+    low, high = least / 1.2, most * 1.2
     powers = [2**power for power in range(30) if low <= 2**power <= high]
     if len(powers) >= 3:
         return powers[:: -(-len(powers) // 8)]
-    found = range(ceil(low), floor(high) + 1)
-    return [*found[:: max(1, len(found) // 4)]]
+    step = max(1, round((high - low) / 4))
+    return [*range(least - int((least - low) // step) * step, floor(high) + 1, step)]
 
 
 def _bars(counts: Sequence[tuple[str, int]], title: str) -> Figure:

@@ -56,9 +56,17 @@ def test_a_class_named_as_the_unlabelled_keeps_its_own_bar() -> None:
     assert [int(bar.get_width()) for bar in figure.axes[0].patches] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("sizes", [[[1, 1]], [[70, 70], [71, 70]], [[1, 10000], [10000, 1]]])
+@pytest.mark.parametrize(
+    "sizes", [[[1, 1]], [[67, 67]], [[70, 70], [71, 70]], [[1, 10000], [10000, 1]]]
+)
 def test_sizes_have_between_one_and_eight_ticks_within(sizes: list[list[int]]) -> None:
     axes = size_scatter(sizes).axes[0]
     low, high = axes.get_xlim()
     assert 1 <= len(axes.get_xticks()) <= 8
     assert all(low <= tick <= high for tick in axes.get_xticks())
+    assert np.min(sizes) in axes.get_xticks()
+
+
+def test_a_column_whose_name_has_no_font_is_drawn_all_the_same() -> None:
+    assert column_counts(["a"], name="\ue123").axes[0].get_title() == "1 rows by value"
+    assert column_counts(["a"], name="$x$").axes[0].get_title() == r"1 rows by \$x\$"
