@@ -26,10 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     from lowres_vision.ensemble import summarise
     from lowres_vision.ensemble._scores import Metric
+    from lowres_vision.ensemble._summarise import Weights
 
     def run(options: argparse.Namespace) -> None:
         summary = summarise(
-            options.runs, metric=options.metric, merged=options.merged, seed=options.seed
+            options.runs,
+            metric=options.metric,
+            weights=options.weights,
+            merged=options.merged,
+            seed=options.seed,
         )
         print(summary.table(), end="")
         if options.picture is not None:
@@ -42,11 +47,14 @@ def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser = commands.add_parser(
         "ensemble",
         help="blend runs of cross_validate by their out-of-fold predictions",
-        description="Print members, votes, the selected blend and what to expect of it on new "
+        description="Print members, votes, the blend and what to expect of it on new "
         "data; write its submission and a picture where asked to.",
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders that cross_validate wrote")
     parser.add_argument("--metric", choices=get_args(Metric), default="macro_f1")
+    parser.add_argument(
+        "--weights", choices=get_args(Weights), default="selected", help="of the blend"
+    )
     parser.add_argument("--merged", type=Path, help="folder for the merged ledger")
     parser.add_argument("--picture", type=Path, help="picture of the table to write")
     parser.add_argument("--submission", type=Path, help="CSV of the test predictions to write")

@@ -102,7 +102,8 @@ class CosineClassifier(nn.Module):
             cosines = F.linear(unit_vectors(x), unit_vectors(self.weight.to(x.dtype)))
         if self.subcenters == 1:
             return cosines
-        return cosines.unflatten(-1, (self.num_classes, self.subcenters)).amax(-1)  # (B, K)
+        each = torch.unflatten(cosines, -1, (self.num_classes, self.subcenters))  # (B, K, centres)
+        return each.amax(-1)
 
     def extra_repr(self) -> str:
         """Name the settings."""

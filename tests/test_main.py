@@ -51,7 +51,7 @@ def test_it_prints_the_table_and_writes_what_it_is_asked_for(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("accuracy")
     assert [line for line in lines if line.startswith(("resnet18, seed 0 ", "vit, seed 0 "))]
-    assert any(line.startswith("selected blend less best member") for line in lines)
+    assert any(line.startswith("blend less best member") for line in lines)
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out.csv").read_text() == "id,label\ny,Tit\nx,Finch\n"
     assert (tmp_path / "out.probabilities.npz").is_file()

@@ -108,6 +108,11 @@ SCORES: dict[Metric, Callable[[npt.ArrayLike, npt.ArrayLike], float]] = {
 }
 
 
+def sign(metric: Metric) -> float:
+    """Return by what to multiply a score so that more is better."""
+    return -1.0 if metric == "log_loss" else 1.0
+
+
 def f1_of_classes(predicted: Indices, truth: Indices, classes: int) -> float:
     """Return the macro-F1 of class indices."""
     hits = np.bincount(truth[predicted == truth], minlength=classes)

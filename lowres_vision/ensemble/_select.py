@@ -11,7 +11,7 @@ from lowres_vision._checks import check_choice, check_range
 from lowres_vision.ensemble._folds import fold_numbers
 from lowres_vision.ensemble._greedy import select_greedily
 from lowres_vision.ensemble._inputs import Floats, Indices, check_labels, check_members
-from lowres_vision.ensemble._scores import SCORES, Metric, f1_of_classes, mean_log_loss
+from lowres_vision.ensemble._scores import SCORES, Metric, f1_of_classes, mean_log_loss, sign
 
 _CHUNK = 65536
 
@@ -121,7 +121,7 @@ def select_ensemble(
         score=score(_blend(members, weights, every), truth),
         nested_score=nested,
         member_scores=member_scores,
-        best_member=int(np.argmax(_sign(metric) * member_scores)),
+        best_member=int(np.argmax(sign(metric) * member_scores)),
         picks=picks,
     )
 
@@ -207,7 +207,3 @@ def _blend(
         votes = np.stack([members[model].take(part, axis=0) for model in used])
         blend[start : start + _CHUNK] = np.einsum("m,mnk->nk", weights[used], votes)
     return blend
-
-
-def _sign(metric: Metric) -> float:
-    return -1.0 if metric == "log_loss" else 1.0

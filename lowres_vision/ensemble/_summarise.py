@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from lowres_vision.ensemble._scores import (
     Metric,
     expected_calibration_error,
     log_loss,
+    sign,
 )
 from lowres_vision.ensemble._select import select_ensemble
 from lowres_vision.ensemble._select_views import select_views
@@ -31,11 +32,14 @@ from lowres_vision.ensemble._stacking import Stacking
 from lowres_vision.ensemble._summary import Summary, SummaryRow
 from lowres_vision.ensemble._vote import geometric_mean_vote, hard_vote, soft_vote, tied_rows
 
+Weights = Literal["selected", "equal"]
+
 
 def summarise(
     runs: Sequence[str | os.PathLike[str]],
     *,
     metric: Metric = "macro_f1",
+    weights: Weights = "selected",
     rounds: int = 50,
     merged: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -44,9 +48,9 @@ def summarise(
 
     Members are models with their seeds. Of several test-time views of a member those that hurt are
     dropped (:func:`select_views`) and the rest averaged. Weights come from
-    :func:`select_ensemble`, then a :class:`Temperature`, then, for macro-F1 and where they help,
-    offsets per class (:class:`ClassBias`); the test predictions get the same. Stacking and the
-    unweighted votes stand in the table for comparison.
+    :func:`select_ensemble` or are equal, then a :class:`Temperature`, then, for macro-F1 and where
+    they help, offsets per class (:class:`ClassBias`); the test predictions get the same. Stacking
+    and the unweighted votes stand in the table for comparison.
 
     The nested estimates repeat the choice of views and of weights without each fold in turn.
     Temperature and offsets are fitted on the nested blend, which is as good as the selected one
@@ -64,6 +68,8 @@ def summarise(
         runs: Folders that :func:`lowres_vision.training.cross_validate` wrote, or folders of such
             folders; all of the same rows, labels and classes.
         metric: ``"accuracy"``, ``"macro_f1"`` or ``"log_loss"``, on all rows at once.
+        weights: ``"selected"``, or ``"equal"``, as of the soft vote: nothing is chosen, which few
+            rows or members as good as each other often reward.
         rounds: Of the greedy selection.
         merged: Folder for the merged ledger, which is of one set of files and folds; None keeps
             none.
@@ -78,6 +84,7 @@ def summarise(
             weights, or ``merged`` is given for different files or folds.
     """
     check_choice("metric", metric, get_args(Metric))
+    check_choice("weights", weights, get_args(Weights))
     found = read_runs(runs, merged=merged)
     truth = found.labels
     several = len(np.unique(found.fold_of)) > 1
@@ -87,24 +94,24 @@ def summarise(
 
     chosen = [group.choose(truth, every, metric) for group in groups]
     members = [group.mean(views) for group, views in zip(groups, chosen, strict=True)]
-    selection = select_ensemble(members, truth, metric=metric, rounds=rounds, folds=0)
-    blend = soft_vote(members, weights=selection.weights)
+
+    def weigh(stack: Sequence[Floats32], labels: Indices) -> npt.NDArray[np.float64]:
+        if weights == "equal":
+            return np.full(len(stack), 1 / len(stack))
+        return select_ensemble(stack, labels, metric=metric, rounds=rounds, folds=0).weights
+
+    chosen_weights = weigh(members, truth)
+    blend = soft_vote(members, weights=chosen_weights)
 
     nested = [np.empty_like(member) for member in members]
     nested_blend = np.empty_like(blend)
     for fold in np.unique(fold_of):
         seen, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         without = [group.mean(group.choose(truth, seen, metric)) for group in groups]
-        weights = select_ensemble(
-            [member[seen] for member in without],
-            truth[seen],
-            metric=metric,
-            rounds=rounds,
-            folds=0,
-        ).weights
+        unseen_weights = weigh([member[seen] for member in without], truth[seen])
         for values, member in zip(nested, without, strict=True):
             values[held_out] = member[held_out]
-        nested_blend[held_out] = soft_vote([m[held_out] for m in without], weights=weights)
+        nested_blend[held_out] = soft_vote([m[held_out] for m in without], weights=unseen_weights)
 
     calibrate = Temperature.fit(nested_blend, truth, reads="probabilities")
     bias = None
@@ -112,12 +119,13 @@ def summarise(
         bias = assess_class_bias(nested_blend, truth, folds=fold_of)
     gain = None
     if len(groups) > 1:
-        best = nested[selection.best_member]
+        alone = [sign(metric) * SCORES[metric](member, truth) for member in members]
+        best = nested[int(np.argmax(alone))]
         gain = paired_bootstrap(nested_blend, best, truth, metric=metric, seed=seed)
     test = predicted = None
     if found.test:
         means = [group.test_mean(views) for group, views in zip(groups, chosen, strict=True)]
-        voted = torch.from_numpy(soft_vote(means, weights=selection.weights))
+        voted = torch.from_numpy(soft_vote(means, weights=chosen_weights))
         test = calibrate(voted).numpy()
         if bias is not None and bias.helps:
             voted = ClassBias(bias.offsets)(voted)
@@ -129,15 +137,15 @@ def summarise(
         metric=metric,
         differ=found.differ,
         rows=(
-            *row.of_members(groups, members, nested, selection.weights),
-            *row.of_blends(members, nested, blend, nested_blend),
+            *row.of_members(groups, members, nested, chosen_weights),
+            *row.of_blends(members, nested, blend, nested_blend, name=f"{weights} weights"),
         ),
         members=tuple(group.name for group in groups),
         views=tuple(
             tuple(group.views[view] for view in views)
             for group, views in zip(groups, chosen, strict=True)
         ),
-        weights=selection.weights,
+        weights=chosen_weights,
         gain=gain,
         tied=int(tied_rows(members).sum()),
         temperature=float(calibrate.temperature),
@@ -226,8 +234,10 @@ class _RowMaker:
         nested: Sequence[Floats32],
         blend: Floats,
         nested_blend: Floats,
+        *,
+        name: str,
     ) -> Iterator[SummaryRow]:
-        """Yield the unweighted votes, stacking, and the selected blend, plain and calibrated."""
+        """Yield the unweighted votes, stacking, and the blend, plain and calibrated."""
 
         def calibrated(p: Tensor, labels: Indices) -> Temperature:
             return Temperature.fit(p, labels, reads="probabilities")
@@ -237,8 +247,10 @@ class _RowMaker:
                 "soft vote": soft_vote,
                 "geometric mean": geometric_mean_vote,
             }
-            for name, vote in votes.items():
-                yield self.row(name, vote(members), vote(nested) if self.views_chosen else None)
+            for vote_name, vote in votes.items():
+                yield self.row(
+                    vote_name, vote(members), vote(nested) if self.views_chosen else None
+                )
             if self.metric != "log_loss":  # a vote that is wrong would have an infinite one
                 K = members[0].shape[1]
                 hard, unseen = (np.eye(K)[hard_vote(p)] for p in (members, nested))
@@ -248,9 +260,9 @@ class _RowMaker:
                 self._fitted(Stacking.fit, np.stack(members)),
                 self._cross_fitted(Stacking.fit, np.stack(nested), dim=1),
             )
-        yield self.row("selected", blend, nested_blend)
+        yield self.row(name, blend, nested_blend)
         yield self.row(
-            "selected, calibrated",
+            f"{name}, calibrated",
             self._fitted(calibrated, blend),
             self._cross_fitted(calibrated, nested_blend, dim=0),
         )

@@ -27,7 +27,7 @@ class SummaryRow:
         nested: With each choice made without the row's fold; None where nothing was chosen.
         low: Lower end of the 95 % interval of ``nested``, or of ``score`` where that is None.
         high: Upper end.
-        weight: In the selected blend; None for what is no member of it.
+        weight: In the blend; None for what is no member of it.
         log_loss: Of what ``low`` and ``high`` are of; None for a hard vote.
         calibration_error: Likewise.
     """
@@ -53,8 +53,8 @@ class Summary:
         rows: Of the table.
         members: ``(G,)`` names: models with their seeds.
         views: Names of the test-time views that each member is the mean of.
-        weights: ``(G,)`` of the selected blend.
-        gain: Of the selected blend over its best member, both nested; None for a single member.
+        weights: ``(G,)`` of the blend.
+        gain: Of the blend over its best member, both nested; None for a single member.
         tied: Rows of the hard vote that the smallest class index decided.
         temperature: Of the calibrated blend.
         calibration: What the temperature does.
@@ -130,7 +130,7 @@ class Summary:
             notes.append(f"hard vote: {self.tied} tied rows went to the smallest class index")
         if self.gain is not None:
             notes.append(
-                f"selected blend less best member: {self.gain.difference:+.4f} "
+                f"blend less best member: {self.gain.difference:+.4f} "
                 f"({self.gain.low:+.4f} to {self.gain.high:+.4f}), p = {self.gain.p_value:.3g}"
             )
         about = self.calibration

@@ -42,7 +42,7 @@ def ensemble_table(summary: Summary, path: str | os.PathLike[str] | None = None)
     )
     for place, row in enumerate(rows):
         colour = (
-            BLUE if row.weight is not None else VERMILLION if "selected" in row.name else "0.45"
+            BLUE if row.weight is not None else VERMILLION if " weights" in row.name else "0.45"
         )
         expected = row.score if row.nested is None else row.nested
         scores.plot([row.low, row.high], [place, place], color=colour, linewidth=2)

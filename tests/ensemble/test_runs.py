@@ -56,7 +56,7 @@ def test_runs_of_other_files_and_folds_are_joined_by_row_id(
         held = fold_of == fold
         chosen = select_ensemble(p[:, ~held], labels[~held], metric="accuracy", folds=0)
         nested[held] = soft_vote(p[:, held], weights=chosen.weights)
-    assert rows["selected"].nested == pytest.approx(accuracy(nested, labels))
+    assert rows["selected weights"].nested == pytest.approx(accuracy(nested, labels))
 
     voted = soft_vote(test, weights=summary.weights)
     assert summary.test_ids == tuple(f"test_{row}" for row in range(60))
@@ -116,7 +116,7 @@ def test_nothing_is_gained_from_chance_whatever_the_folds(tmp_path: Path) -> Non
                 checkpoint_hash=f"{run} {fold}",
             )  # fmt: skip
     summary = summarise([tmp_path], metric="accuracy")
-    chosen = next(row for row in summary.rows if row.name == "selected")
+    chosen = next(row for row in summary.rows if row.name == "selected weights")
     assert chosen.nested is not None
     error = np.sqrt(1 / K * (1 - 1 / K) / N)
     assert abs(chosen.nested - 1 / K) < 3 * error

@@ -38,8 +38,8 @@ def test_without_views_the_table_is_that_of_its_parts(tmp_path: Path, make_run: 
 
     rows = {row.name: row for row in summary.rows}
     assert list(rows) == [
-        *summary.members, "soft vote", "geometric mean", "hard vote", "stacked", "selected",
-        "selected, calibrated",
+        *summary.members, "soft vote", "geometric mean", "hard vote", "stacked", "selected weights",
+        "selected weights, calibrated",
     ]  # fmt: skip
     for model, name in enumerate(summary.members):
         row = rows[name]
@@ -52,12 +52,12 @@ def test_without_views_the_table_is_that_of_its_parts(tmp_path: Path, make_run: 
     hard = np.eye(4)[hard_vote(p)]
     assert rows["hard vote"].score == pytest.approx(macro_f1(hard, labels), abs=1e-12)
     assert rows["hard vote"].log_loss is None
-    chosen = rows["selected"]
+    chosen = rows["selected weights"]
     assert chosen.score == pytest.approx(selection.score, abs=1e-12)
     assert chosen.nested == pytest.approx(selection.nested_score, abs=1e-12)
     assert chosen.score >= max(selection.member_scores) - 1e-12
     assert chosen.low < selection.nested_score < chosen.high
-    calibrated = rows["selected, calibrated"]
+    calibrated = rows["selected weights, calibrated"]
     assert calibrated.score == pytest.approx(chosen.score, abs=0.005)  # each row's order is kept
     assert calibrated.log_loss == pytest.approx(summary.calibration.log_loss_after, rel=1e-6)
     assert chosen.log_loss == pytest.approx(summary.calibration.log_loss_before, rel=1e-6)
@@ -90,7 +90,7 @@ def test_a_view_that_hurts_is_left_out_and_the_estimate_holds_on_new_rows(
         assert plain.weight is None
     assert summary.test_probabilities is not None
     fresh = accuracy(summary.test_probabilities, unseen)
-    chosen = rows["selected"]
+    chosen = rows["selected weights"]
     assert chosen.low < fresh < chosen.high
     assert summary.gain is not None
     assert summary.gain.difference == pytest.approx(
@@ -124,10 +124,34 @@ def test_the_test_rows_get_the_weights_the_views_and_the_temperature(
         np.testing.assert_allclose(beside["probabilities"], expected, atol=1e-6)
 
 
+def test_equal_weights_are_the_soft_vote(tmp_path: Path, make_run: Maker) -> None:
+    for model, strength in (("a", 1.5), ("b", 0.4)):
+        labels, _ = make_run(tmp_path / model, model=model, strengths={"plain": strength})
+    summary = summarise([tmp_path / "a", tmp_path / "b"], metric="log_loss", weights="equal")
+    p = [OutOfFold(tmp_path / m / "ledger").probabilities()[0] for m in "ab"]
+    assert summary.weights.tolist() == [0.5, 0.5]
+    rows = {row.name: row for row in summary.rows}
+    score = log_loss((p[0] + p[1]) / 2, labels)
+    blend = rows["equal weights"]
+    assert blend.score == blend.nested == pytest.approx(score)
+    assert {"soft vote", "equal weights, calibrated"} < set(rows)
+    assert summary.gain is not None
+    assert summary.gain.difference == pytest.approx(log_loss(p[0], labels) - score)
+    assert summary.test_probabilities is not None
+    with pytest.raises(
+        ValueError, match="`weights` must be one of 'selected', 'equal', got 'fair'"
+    ):
+        summarise([tmp_path / "a"], weights="fair")  # type: ignore[arg-type]
+
+
 def test_a_single_hold_out_of_one_model_is_enough(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, model="a", strengths=PLAIN, folds=1, test_rows=0)
     summary = summarise([tmp_path])
-    assert [row.name for row in summary.rows] == ["a, seed 0", "selected", "selected, calibrated"]
+    assert [row.name for row in summary.rows] == [
+        "a, seed 0",
+        "selected weights",
+        "selected weights, calibrated",
+    ]
     assert summary.gain is None
     assert summary.weights.tolist() == [1.0]
     assert summary.rows[1].nested == pytest.approx(summary.rows[0].score)

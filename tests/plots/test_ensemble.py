@@ -8,7 +8,7 @@ from lowres_vision.plots import ensemble_table
 ROWS = (
     SummaryRow("resnet18, seed 0", 0.81, None, 0.80, 0.82, 0.75, 0.6, 0.05),
     SummaryRow("vit, seed 0", 0.79, None, 0.78, 0.80, 0.25, 0.7, 0.06),
-    SummaryRow("selected", 0.84, 0.83, 0.82, 0.845, None, 0.5, 0.04),
+    SummaryRow("selected weights", 0.84, 0.83, 0.82, 0.845, None, 0.5, 0.04),
 )
 
 
