@@ -95,6 +95,12 @@ def test_importing_the_package_loads_nothing_else() -> None:
     assert run_fresh(code) == ""
 
 
+def test_importing_the_package_adds_little_to_torch() -> None:
+    clock = "time.process_time()"
+    code = f"import time, torch; start = {clock}; import lowres_vision; print({clock} - start)"
+    assert float(run_fresh(code)) < 0.2
+
+
 def test_parts_without_timm_load_quickly() -> None:
     """torch's compiler takes two seconds to import, and timm and torchvision bring it along."""
     imports = "; ".join(f"import lowres_vision.{part}" for part in PUBLIC if part not in SLOW)

@@ -164,8 +164,9 @@ def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(OSError, match=r"weights of 'vgg11.*give their file with") as error:
+        with pytest.raises(OSError, match=r"weights of 'vgg11.*give their file, ") as error:
             LowResClassifier("vgg11.tv_in1k", 3, pretrained=True)
+    assert "model.safetensors of https://huggingface.co/timm/vgg11.tv_in1k" in str(error.value)
     assert "\n" not in str(error.value)
 
 
