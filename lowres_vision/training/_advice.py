@@ -15,7 +15,7 @@ _NO_MEMORY = ("not enough memory", "can't allocate memory", "Cannot allocate mem
 # As PyTorch says it where it waits for a batch, and where its signal handler happens to run.
 _WORKER_DIED = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited|is killed by)"
 _PEER_DIED = ("reset by peer", "closed by peer", "Broken pipe")  # gloo; NCCL raises a DistError
-_GO_ON = "start the same command again, and the run goes on from its last checkpoint"
+GO_ON = "start the same command again, and the run goes on from its last checkpoint"
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def full_disk(directory: Path) -> Iterator[None]:
             raise
         words = f"no space is left to write {error.filename or directory}; files are replaced whole"
         raise OSError(
-            error.errno, f"{words}, so what was saved before is intact. Free some, and {_GO_ON}"
+            error.errno, f"{words}, so what was saved before is intact. Free some, and {GO_ON}"
         ) from error
 
 
@@ -78,7 +78,7 @@ def advice(
             raise RuntimeError(
                 f"another process of {directory} is gone, and this one cannot go on alone. What it "
                 f"died of is in its own output and in errors.txt; one that the system killed left "
-                f"no words. To all of them: {_GO_ON}. The connection said: {_short(error)}"
+                f"no words. To all of them: {GO_ON}. The connection said: {_short(error)}"
             ) from error
         raise
 
@@ -89,7 +89,7 @@ def _dead_worker(directory: Path, workers: int, rows: Sequence[int], error: Base
         f"one of the {workers} loader processes of {directory} died{read}. As a rule the system "
         f"killed it for want of memory: give fewer `workers`, or another machine; the outcome is "
         f"the same with any number. If it dies at the same rows again, one of their files is at "
-        f"fault: `audit` finds it. Then {_GO_ON}. PyTorch said: {_short(error)}"
+        f"fault: `audit` finds it. Then {GO_ON}. PyTorch said: {_short(error)}"
     )
 
 

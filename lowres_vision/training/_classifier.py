@@ -126,6 +126,11 @@ class Classifier(L.LightningModule):
         self._sums: dict[str, Any] = {}  # of the training losses, this epoch
         self._counted = 0
 
+    def setup(self, stage: str) -> None:
+        """Forget what an epoch that was broken off has left."""
+        self._held_out.clear()
+        self._sums, self._counted, self._views = {}, 0, None
+
     @property
     def scored_model(self) -> nn.Module:
         """The model that is validated, saved and predicts: the average if there is one."""
@@ -271,6 +276,10 @@ class Classifier(L.LightningModule):
         return {f"train_{name}": term for name, term in terms.items()}
 
     def _images(self, batch: Batch, generator: torch.Generator | None = None) -> Any:
+        if isinstance(batch, PairBatch):
+            raise TypeError(
+                "held-out samples must be of one resolution, 'low' or 'high', got a PairBatch"
+            )
         if self.transform is not None:
             return self.transform(batch.images, mix=batch.mix, generator=generator)
         if batch.mix is not None:

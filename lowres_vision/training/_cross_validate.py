@@ -1,5 +1,6 @@
 """Train models over folds and seeds; predict every row by models that have not seen it."""
 
+import operator
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +42,12 @@ _WITHOUT_EFFECT = (
     "cache", "callbacks", "checkpoint_every", "devices", "logger", "num_nodes", "strategy", "tags",
     "workers",
 )  # fmt: skip
-# A model's name is a folder: no separators, and nothing that some system reads as more.
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+# A model's name is a folder beside the results: no separators, no file of ours, and nothing that
+# Windows reads as more or as less.
+_NAME = (
+    r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)(\.|$))(?!(ledger|.*\.(json|npz))$)"
+    r"[A-Za-z0-9]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?"
+)
 
 
 def cross_validate(
@@ -134,7 +139,8 @@ def cross_validate(
         isolate: Give each run a process of its own, which returns all memory at its end and
             cannot take the others with it. ``build`` must then be picklable, and the script needs
             its ``if __name__ == "__main__"``. The default is this process: functions written in
-            a notebook cannot be sent to another, and a new process takes seconds to start.
+            a notebook cannot be sent to another, and a new process takes seconds to start. It
+            does not go with several devices.
         workers: Loader processes of a run. Their number does not change the outcome.
         cache: Folder for decoded images, which all runs then share; see
             :class:`~lowres_vision.data.MultiResolutionDataset`.
@@ -160,8 +166,10 @@ def cross_validate(
             raise TypeError(
                 f"`{name}` must be a Manifest, as Manifest.read_csv returns it, got {given!r}"
             )
-    check_range("epochs", epochs, 1)
-    check_range("accumulate", accumulate, 1)
+    epochs = _count("epochs", epochs)
+    accumulate = _count("accumulate", accumulate)
+    batch_size = _count("batch_size", batch_size)
+    keep = _count("keep", keep)
     check_choice("resolution", resolution, ("low", "high", "both", "pair"))
     check_choice("held_out_resolution", held_out_resolution, ("low", "high"))
     check_choice("monitor", monitor, get_args(Monitor))
@@ -170,6 +178,13 @@ def cross_validate(
             f"`patience` must be None with monitor='last', which watches no score, got {patience}"
         )
     check_choice("precision", precision, get_args(Precision))
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if isolate and (devices not in (1, "1", "auto") or num_nodes > 1 or launched > 1):
+        raise ValueError(
+            f"`isolate` must be False with several devices, whose processes could not find each "
+            f"other again in the second run, got devices={devices!r}, num_nodes={num_nodes} and "
+            f"{launched} processes"
+        )
     models = _models(build)
     every_seed = _seeds(seed, seeds)
     arguments = locals()
@@ -234,6 +249,14 @@ def cross_validate(
     return result
 
 
+def _count(name: str, value: Any) -> int:
+    check_range(name, value, 1)
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an int, got {value!r}") from None
+
+
 def _models(build: Build | Mapping[str, Build]) -> dict[str, Build]:
     if not isinstance(build, Mapping):
         build = {"model": build}
@@ -247,13 +270,18 @@ def _models(build: Build | Mapping[str, Build]) -> dict[str, Build]:
     if wrong or not build:
         raise ValueError(
             f"`build` must name at least one model, with letters, digits, '.', '_', '+' and '-' "
-            f"that make a folder, got {wrong or 'none'}"
+            f"that make a folder of its own on every system, got {wrong or 'none'}"
+        )
+    if len({name.lower() for name in build}) < len(build):
+        raise ValueError(
+            f"`build` must name models that differ in more than case, as some systems read both "
+            f"as one folder, got {sorted(build)}"
         )
     return dict(build)
 
 
 def _seeds(seed: int, seeds: Sequence[int] | None) -> tuple[int, ...]:
-    every = (seed,) if seeds is None else tuple(seeds)
+    every = tuple(operator.index(number) for number in ((seed,) if seeds is None else seeds))
     if not every or len(set(every)) != len(every):
         raise ValueError(f"`seeds` must be different ints, at least one, got {every}")
     for number in every:

@@ -2,20 +2,31 @@
 
 import copy
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ProgressBar,
+    RichProgressBar,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from torch import nn
 
 from lowres_vision._checks import check_range
-from lowres_vision.training._advice import advice
+from lowres_vision.training._advice import GO_ON, advice
 from lowres_vision.training._best import BestWeights, Monitor, scored_model
 from lowres_vision.training._checkpoint import PlainCheckpoints
 from lowres_vision.training._classifier import Classifier
@@ -31,6 +42,13 @@ from lowres_vision.training._weights import load_weights
 from lowres_vision.training._writer import Writer
 
 Floats = npt.NDArray[np.float32]
+# What of Lightning's does not go with a run here, and what to give in its place.
+_INSTEAD: dict[type[L.Callback], str] = {
+    Checkpoint: "checkpoints are written anyway, see `checkpoint_every` and `keep`",
+    WeightAveraging: "give the Classifier an `ema`",
+    StochasticWeightAveraging: "give the Classifier an `ema`",
+    GradientAccumulationScheduler: "give `accumulate`",
+}
 _FOREIGN_SHARDING = ("fsdp", "deepspeed", "model_parallel")
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -91,10 +109,14 @@ class FoldRun:
     ) -> None:
         check_range("keep", keep, 1)
         _check_strategy(strategy, precision)
+        callbacks = [_checked(callback) for callback in callbacks]
+        bars = [] if any(isinstance(c, ProgressBar) for c in callbacks) else [_ProgressBar()]
+        check_range("clip_norm", 1 if clip_norm is None else clip_norm, 0, open_low=True)
         check_range("patience", 1 if patience is None else patience, 1)
         check_range("checkpoint_every", 1 if checkpoint_every is None else checkpoint_every, 1)
         self.directory = directory
         self.checkpoint = directory / "training.checkpoint"
+        self._classes = classes
         self._precision = precision
         self._writer = Writer()
         self._best = BestWeights(
@@ -122,9 +144,9 @@ class FoldRun:
                 callbacks=[
                     StepSeeds(seed),
                     self._best,
-                    _ProgressBar(leave=True),
+                    *bars,
                     *stopping,
-                    *copy.deepcopy(list(callbacks)),
+                    *copy.deepcopy(callbacks),
                     UsageRecord(directory),
                     NonFiniteGuard(directory),
                     Resumable(self.checkpoint, every=checkpoint_every),
@@ -137,6 +159,7 @@ class FoldRun:
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
+                default_root_dir=directory,  # where it looks for what SLURM made it save
                 log_every_n_steps=1,
             )
 
@@ -148,8 +171,9 @@ class FoldRun:
             RuntimeError: If a loader process died.
         """
         resume = str(self.checkpoint) if self.checkpoint.exists() else None
+        _check_outputs(classifier.model, self._classes)
         with closing(self._trainer.loggers), _quiet(), self._advice(data):
-            with self._writer:
+            with self._writer, _interruptible(self.directory):
                 self._trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
             self.wait()
         return self.load_best(classifier)
@@ -174,7 +198,7 @@ class FoldRun:
         rows: npt.NDArray[np.int64],
     ) -> Floats:
         """Return ``(N, K)`` probabilities, after checking that they are of ``rows``, in order."""
-        with _quiet(), self._advice(data):
+        with _quiet(), self._advice(data), _interruptible(self.directory):
             batches = self._trainer.predict(classifier, loader)
         assert batches is not None
         found, probabilities = pool_by_row(*map(torch.cat, zip(*batches, strict=True)))
@@ -206,8 +230,53 @@ def _check_strategy(strategy: str, precision: Precision) -> None:
         )
 
 
+def _checked(callback: L.Callback) -> L.Callback:
+    """Refuse a callback of Lightning's that would get in the way of what is done here."""
+    if not isinstance(callback, L.Callback):
+        raise TypeError(f"`callbacks` must be callbacks of Lightning's, got {callback!r}")
+    for kind, instead in _INSTEAD.items():
+        if isinstance(callback, kind):
+            raise ValueError(
+                f"`callbacks` must have no {type(callback).__name__}, which goes past what is "
+                f"scored, saved and resumed here; {instead}"
+            )
+    return callback
+
+
+def _check_outputs(model: nn.Module, classes: Sequence[str]) -> None:
+    """Have the first outputs refused that are not one for each class."""
+
+    def check(_: nn.Module, __: Any, outputs: Any) -> None:
+        hook.remove()
+        if outputs.shape[1:] != (len(classes),):
+            raise ValueError(
+                f"the model must give an output for each of {len(classes)} classes, got outputs "
+                f"of shape {tuple(outputs.shape)}"
+            )
+
+    hook = model.register_forward_hook(check)
+
+
+@contextmanager
+def _interruptible(directory: Path) -> Iterator[None]:
+    """Raise KeyboardInterrupt where Lightning ends the process; a notebook wants to go on."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{directory} was interrupted; {GO_ON}") from None
+        raise
+    finally:
+        if current_thread() is main_thread() and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
 class _ProgressBar(RichProgressBar):
     """Lightning's bar without the version number, which here is the fold's directory."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=True)
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
         metrics = dict(super().get_metrics(*args))

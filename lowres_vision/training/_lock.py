@@ -75,7 +75,7 @@ def _read_owner(file: TextIOWrapper) -> dict[str, Any] | None:
 
 
 def _may_be_alive(owner: dict[str, Any]) -> bool:
-    if owner["host"] != socket.gethostname():
+    if owner["host"] != socket.gethostname() or os.name == "nt":  # where asking is Ctrl-C
         return True
     try:
         os.kill(owner["pid"], 0)

@@ -23,20 +23,30 @@ def make_schedule(
     warmup: float,
 ) -> LRScheduler:
     """Return the schedule over the steps of a run."""
-    steps = int(trainer.estimated_stepping_batches)
+    steps = trainer.estimated_stepping_batches  # sets the number of batches, too
     if not isinstance(schedule, str):
-        batches = int(trainer.num_training_batches)
+        batches = _known(trainer.num_training_batches, "of an epoch", "give loaders with a length")
         return schedule(optimizer, -(-batches // trainer.accumulate_grad_batches))
-    warm = round(warmup * steps)
+    if schedule == "constant" and warmup == 0:
+        return LambdaLR(optimizer, lambda step: 1.0)
+    remedy = "give the trainer `max_epochs` or `max_steps`, or take 'constant' without warm-up"
+    known = _known(steps, "of the run", remedy)
+    warm = round(warmup * known)
 
     def factor(step: int) -> float:
         if step < warm:
             return (step + 1) / (warm + 1)
         if schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, known - warm)))
 
     return LambdaLR(optimizer, factor)
+
+
+def _known(steps: float, of: str, remedy: str) -> int:
+    if math.isinf(steps):
+        raise ValueError(f"`schedule` needs the number of steps {of}, which is open; {remedy}")
+    return int(steps)
 
 
 def accumulation_weight(trainer: L.Trainer, batch_index: int) -> float:

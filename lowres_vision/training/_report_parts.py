@@ -99,6 +99,9 @@ def curves(found: Found) -> Iterator[str]:
     from lowres_vision import plots
 
     yield heading("Learning curves")
+    if not any(found.run.rglob("fold_*/metrics.csv")):
+        yield paragraph("No run has a metrics.csv, which logger='csv' writes.")
+        return
     figure = plots.learning_curves(found.run)
     yield found.picture(figure, "learning_curves", "loss, accuracy and macro-F1 by epoch")
 

@@ -92,10 +92,11 @@ class Resumable(L.Callback):
     ) -> None:
         """Add what Lightning leaves out."""
         fit = trainer.fit_loop
-        checkpoint["loggers"] = [
-            logger.state_dict() if hasattr(logger, "state_dict") else None
+        checkpoint["loggers"] = {
+            type(logger).__name__: logger.state_dict()
             for logger in trainer.loggers
-        ]
+            if hasattr(logger, "state_dict")
+        }
         if self._at_epoch_start:
             checkpoint["sums"] = []
             # Lightning has counted the coming epoch as ready and would count it again.
@@ -115,8 +116,8 @@ class Resumable(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take it back."""
-        for logger, state in zip(trainer.loggers, checkpoint["loggers"], strict=True):
-            if state is not None:
+        for logger in trainer.loggers:  # which may be others than they were
+            if state := checkpoint["loggers"].get(type(logger).__name__):
                 logger.load_state_dict(state)  # type: ignore[attr-defined]
         rank, _ = rank_and_world()
         if rank < len(checkpoint["sums"]):

@@ -153,8 +153,10 @@ def execute(run: Run) -> None:
     with lock(run.directory / "run.lock") if is_first_process() else nullcontext():
         if is_first_process():
             check(run)
-            for partial in run.directory.glob("*.part"):  # of a process killed while it wrote
-                partial.unlink()
+            # Of a process killed while it wrote; and what Lightning saves in the middle of a step
+            # when SLURM ends a job, and would take for the start of a run without a checkpoint.
+            for left in (*run.directory.glob("*.part"), *run.directory.glob("hpc_ckpt_*.ckpt")):
+                left.unlink()
         book = _read_book(run) or {"stage": "training"}
         damaged = _damaged(run, book)
         if damaged:

@@ -3,10 +3,10 @@
 import csv
 import multiprocessing
 import os
-import resource
 import sys
 import time
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from lowres_vision.training._metrics_file import MetricsFile
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _MIB = 2**20
 
@@ -79,7 +84,7 @@ class UsageRecord(L.Callback):
             "epoch": trainer.current_epoch,
             "seconds": round(seconds, 3),
             "cpus": round((_cpu_seconds() - self._cpu_start) / max(seconds, 1e-9), 2),
-            "memory_mib": round(_peak_memory() / _MIB),
+            "memory_mib": _peak_memory(),
             "loader_memory_mib": _loader_memory(),
             "gpu_percent": None,
             "gpu_memory_mib": None,
@@ -90,8 +95,13 @@ class UsageRecord(L.Callback):
                 row["gpu_percent"] = round(sum(self._percent) / len(self._percent))
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "usage.csv"
+        with path.open("ab+") as last:  # what a full disk has cut off ends in its own line
+            last.seek(max(0, last.tell() - 1))
+            cut = last.read() not in (b"", b"\n")
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, row, lineterminator="\n")
+            if cut:
+                file.write("\n")
             if file.tell() == 0:
                 writer.writeheader()
             writer.writerow(row)
@@ -108,14 +118,15 @@ class UsageRecord(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException
     ) -> None:
         """Write down what the run died of."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         words = "".join(traceback.format_exception(exception))
-        with (self.directory / "errors.txt").open("a", encoding="utf-8") as file:
-            file.write(
-                f"{now}, process {trainer.global_rank}, epoch {trainer.current_epoch}, "
-                f"step {trainer.global_step}\n{words}\n"
-            )
+        with suppress(OSError):  # a disk that is full must not hide what the run died of
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with (self.directory / "errors.txt").open("a", encoding="utf-8") as file:
+                file.write(
+                    f"{now}, process {trainer.global_rank}, epoch {trainer.current_epoch}, "
+                    f"step {trainer.global_step}\n{words}\n"
+                )
 
 
 def _cpu_seconds() -> float:
@@ -132,9 +143,12 @@ def _cpu_seconds() -> float:
     return total
 
 
-def _peak_memory() -> int:
+def _peak_memory() -> int | None:
+    """Return the MiB that this process has had at most, None where the system does not say."""
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts in KiB
+    return round(peak / (_MIB if sys.platform == "darwin" else 1024))  # Linux counts in KiB
 
 
 def _loader_memory() -> int | None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, MultiResolutionDataset, make_toy_pairs
+from lowres_vision.losses import CrossEntropyLoss
+from lowres_vision.training import Classifier
 
 
 class Machine:
@@ -119,6 +123,20 @@ class PatchNet(nn.Module):
 @pytest.fixture(scope="session")
 def patch_net() -> type[PatchNet]:
     return PatchNet
+
+
+@pytest.fixture(scope="session")
+def patch_classifier() -> Callable[..., Classifier]:
+    """Return a function that builds a small classifier."""
+
+    def build(loss: nn.Module | None = None, *, lr: float = 0.125, **settings: Any) -> Classifier:
+        usual: dict[str, Any] = {
+            "transform": BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
+            "optimizer": partial(torch.optim.SGD, lr=lr),
+        }
+        return Classifier(PatchNet(), loss or CrossEntropyLoss(), **{**usual, **settings})
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -307,7 +307,46 @@ def test_a_step_is_a_function_of_seed_epoch_and_batch(
     assert len(seen) == 6
 
 
-def test_refusals(patch_net: Any, toy_samples: Any) -> None:
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_batch_start"])
+def test_nothing_is_left_of_an_epoch_that_was_broken_off(
+    hook: str, patch_net: Any, toy_samples: Any, quiet_trainer: Any
+) -> None:
+    """With a rate of 0, training again logs what it would have logged the first time."""
+
+    class Break(L.Callback):
+        pass
+
+    def broken(self: Any, trainer: Any, module: Any, batch: Any, number: int, *_: Any) -> None:
+        if number == 1:
+            raise InterruptedError
+
+    setattr(Break, hook, broken)
+    usual = {"limit_val_batches": None, "num_sanity_val_steps": 0}
+    logged = []
+    for interrupted in (False, True):
+        ours = classifier(patch_net(), partial(torch.optim.SGD, lr=0.0))
+        data = module(toy_samples, batch_size=6)
+        if interrupted:
+            with pytest.raises(InterruptedError):
+                quiet_trainer(callbacks=[Break()], **usual).fit(ours, datamodule=data)
+        trainer = quiet_trainer(**usual)
+        trainer.fit(ours, datamodule=data)
+        logged.append(dict(trainer.callback_metrics))
+    assert logged[0] == logged[1]
+    assert {"train_loss", "val_loss", "val_macro_f1"} <= logged[0].keys()
+
+
+def test_refusals(patch_net: Any, toy_samples: Any, quiet_trainer: Any) -> None:
+    with pytest.raises(TypeError, match="held-out samples must be of one resolution"):
+        quiet_trainer(limit_val_batches=None).validate(
+            classifier(patch_net()), PairsDataModule(toy_samples["low"], toy_samples["pair"])
+        )
+    with pytest.raises(
+        ValueError, match=r"`schedule` needs the number of steps of the run, .*`max_"
+    ):
+        quiet_trainer(max_epochs=-1).fit(
+            classifier(patch_net(), schedule="cosine"), datamodule=module(toy_samples)
+        )
     with pytest.raises(ValueError, match="`schedule` must be one of 'cosine', 'constant'"):
         classifier(patch_net(), schedule="linear")
     with pytest.raises(ValueError, match="`warmup` must be 0 with a `schedule` of one's own"):

@@ -36,8 +36,8 @@ class Tiny(nn.Module):
         return self.layers(images.mean(dim=(2, 3)))
 
 
-def build(width: int = 4, lr: float = 0.1) -> Classifier:
-    transform = BatchTransform(4, mean=(0.5,) * 3, std=(0.25,) * 3)
+def build(width: int = 4, lr: float = 0.1, dtype: torch.dtype = torch.float32) -> Classifier:
+    transform = BatchTransform(4, mean=(0.5,) * 3, std=(0.25,) * 3, dtype=dtype)
     optimizer = partial(torch.optim.SGD, lr=lr)
     return Classifier(Tiny(width), CrossEntropyLoss(), transform=transform, optimizer=optimizer)
 
@@ -127,6 +127,10 @@ def test_a_hold_out_scores_its_rows_alone(manifest: Manifest, tmp_path: Path) ->
         ({"resolution": "high"}, r"settings.resolution: 'low' there, 'high' here"),
         ({"build": partial(build, 8)}, r"build.model.layers_sha256: .* build.model.weights_sha256"),
         ({"build": partial(build, lr=0.2)}, r"build.make_optimizer.lr: 0.1 there, 0.2 here"),
+        (
+            {"build": partial(build, dtype=torch.bfloat16)},
+            r"build.transform.dtype.is: 'torch.float",
+        ),
         ({"folds": HOLD_OUT[::-1]}, r"folds_sha256: "),
         ({"seed": 1}, r"seed: 0 there, 1 here"),
     ],
@@ -272,6 +276,18 @@ def test_what_cannot_be_sent_to_a_process_is_said(manifest: Manifest, tmp_path: 
         once(manifest, tmp_path, build=lambda: build(), isolate=True)
 
 
+@pytest.mark.parametrize("several", [{"devices": 2}, {"num_nodes": 2}, {}], ids=str)
+def test_a_process_for_each_run_is_for_one_device(
+    several: dict, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun the second run would wait for ever."""
+    if not several:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="`isolate` must be False with several devices"):
+        once(manifest, tmp_path, isolate=True, **several)
+    assert not any(tmp_path.iterdir())
+
+
 def test_strategies_that_split_the_weights_are_refused(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be 'fsdp' to share .* got 'deepspeed'"):
         once(manifest, tmp_path, strategy="deepspeed")
@@ -284,3 +300,26 @@ def test_a_cache_changes_nothing_but_the_reading(manifest: Manifest, tmp_path: P
     assert any((tmp_path / "cache").iterdir())
     again = once(manifest, tmp_path / "plain", cache=tmp_path / "cache")  # is no other setting
     np.testing.assert_array_equal(plain.stack, again.stack)
+
+
+def test_numbers_of_numpy_are_numbers(manifest: Manifest, tmp_path: Path) -> None:
+    one = {"epochs": np.int64(1), "batch_size": np.int32(6), "seeds": np.arange(1)}
+    first = once(manifest, tmp_path, **one)
+    again = once(manifest, tmp_path, seeds=[0])
+    assert np.array_equal(first.stack, again.stack, equal_nan=True)
+    with pytest.raises(TypeError, match=r"`epochs` must be an int, got 1\.5"):
+        once(manifest, tmp_path, epochs=1.5)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "ledger", "summary.json", "NUL", "con.v1", "v1."])
+def test_a_models_name_is_a_folder_of_its_own(
+    name: str, manifest: Manifest, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="make a folder of its own on every system, got"):
+        once(manifest, tmp_path, build={name: build})
+    once(manifest, tmp_path, build={"console-v1.5_b+": build})
+
+
+def test_names_differ_in_more_than_case(manifest: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"differ in more than case, .* got \['Net', 'net'\]"):
+        once(manifest, tmp_path, build={"Net": build, "net": partial(build, 5)})

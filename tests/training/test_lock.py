@@ -71,6 +71,18 @@ def test_another_host_cannot_be_judged(tmp_path: Path) -> None:
         lock(path).__enter__()
 
 
+def test_on_windows_the_owner_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, signal 0 is the one of Ctrl-C."""
+    path = tmp_path / "run.lock"
+    write(path, pid=2**22 + 1)  # above the highest number there is
+    with monkeypatch.context() as patch:
+        patch.setattr("lowres_vision.training._lock.os.name", "nt")
+        with pytest.raises(FileExistsError, match="If that process is gone, delete"):
+            lock(path).__enter__()
+    with lock(path):
+        pass
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_an_owner_that_died_while_writing_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.lock").write_text(text)

@@ -10,10 +10,9 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, StratifiedFolds
 from lowres_vision.losses import CrossEntropyLoss
-from lowres_vision.training import Classifier, cross_validate, make_loggers
+from lowres_vision.training import cross_validate, make_loggers
 from lowres_vision.training._loggers import closing
 
 
@@ -66,17 +65,12 @@ class NotFinite(CrossEntropyLoss):
         return torch.nan * super().forward(logits, targets)
 
 
-def train(service: str, manifest: Manifest, net: Any, out: Path) -> None:
+def train(service: str, manifest: Manifest, build: Any, out: Path) -> None:
     """Train two folds of two epochs; then one that dies."""
     for loss in (CrossEntropyLoss, NotFinite):
         cross_validate(
             manifest,
-            lambda loss=loss: Classifier(
-                net(),
-                loss(),
-                transform=BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
-                optimizer=partial(torch.optim.SGD, lr=0.125),
-            ),
+            partial(build, loss()),
             out=out / loss.__name__,
             folds=StratifiedFolds(2),
             epochs=2,
@@ -91,13 +85,13 @@ services = pytest.mark.filterwarnings("ignore")  # of the services' own packages
 @services
 @pytest.mark.slow
 def test_mlflow_keeps_conditions_scores_use_and_errors(
-    toy_manifest: Manifest, patch_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_manifest: Manifest, patch_classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read back by MLflow's own client."""
     tracking = pytest.importorskip("mlflow.tracking")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(FloatingPointError):
-        train("mlflow", toy_manifest, patch_net, tmp_path)
+        train("mlflow", toy_manifest, patch_classifier, tmp_path)
     found = {}
     for file in tmp_path.glob("*/fold_*/mlflow.db"):
         client = tracking.MlflowClient(f"sqlite:///{file}")
@@ -153,13 +147,13 @@ def values(items: Any) -> dict[str, Any]:
 @services
 @pytest.mark.slow
 def test_wandb_keeps_conditions_scores_use_and_errors(
-    toy_manifest: Manifest, patch_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_manifest: Manifest, patch_classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run for each fold, read from the files that it would send."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(FloatingPointError):
-        train("wandb", toy_manifest, patch_net, tmp_path)
+        train("wandb", toy_manifest, patch_classifier, tmp_path)
     ended = {}
     for file in tmp_path.glob("*/fold_*/wandb/offline-run-*/run-*.wandb"):
         config: dict[str, Any] = {}
@@ -206,19 +200,14 @@ def test_an_error_is_told_as_it_is_where_a_service_is_gone(tmp_path: Path) -> No
 
 
 def test_a_run_that_only_predicts_again_is_none_to_the_loggers(
-    toy_manifest: Manifest, patch_net: Any, tmp_path: Path
+    toy_manifest: Manifest, patch_classifier: Any, tmp_path: Path
 ) -> None:
     """Nobody would end it, and W&B would take the next fold for a part of it."""
 
     def validate() -> list[Path]:
         cross_validate(
             toy_manifest,
-            lambda: Classifier(
-                patch_net(),
-                CrossEntropyLoss(),
-                transform=BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
-                optimizer=partial(torch.optim.SGD, lr=0.125),
-            ),
+            patch_classifier,
             out=tmp_path,
             folds=StratifiedFolds(2),
             epochs=1,

@@ -213,3 +213,9 @@ def test_refusals(run: Path, toy: Path, tmp_path: Path) -> None:
         write_report(run, manifest=Manifest.read_csv(toy / "train.csv"))
     with pytest.raises(ValueError, match=r"`test` .* has other rows than .* has predicted"):
         write_report(run, test=Manifest.read_csv(toy / "test.csv"))
+
+
+def test_without_metrics_there_are_no_curves(manifest: Manifest, tmp_path: Path) -> None:
+    folds = np.arange(len(manifest)) % 2 - 1
+    cross_validate(manifest, build, out=tmp_path, folds=folds, epochs=1, logger=())
+    assert "No run has a metrics.csv" in Page(write_report(tmp_path)).text

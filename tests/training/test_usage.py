@@ -109,6 +109,29 @@ def test_a_resumed_run_adds_its_rows(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows(tmp_path)] == ["0", "0"]
 
 
+def test_a_row_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+    fit(Worker(), tmp_path, epochs=1)
+    path = tmp_path / "usage.csv"
+    path.write_bytes(path.read_bytes()[:-5])
+    fit(Worker(), tmp_path, epochs=2)
+    assert [row["epoch"] for row in rows(tmp_path)] == ["0", "0", "1"]
+    assert all(float(row["seconds"]) > 0 for row in rows(tmp_path))
+
+
+def test_an_error_is_told_where_it_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "errors.txt").mkdir()  # a file of this name cannot be opened
+    with pytest.raises(RuntimeError, match="the roof fell in"):
+        fit(Worker(dies=True), tmp_path)
+
+
+def test_where_the_system_tells_no_memory_the_cell_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowres_vision.training._usage.resource", None)
+    fit(Worker(), tmp_path, epochs=1)
+    assert [row["memory_mib"] for row in rows(tmp_path)] == [""]
+
+
 def test_a_run_that_dies_leaves_its_error(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="the roof fell in"):

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest
-from lowres_vision.losses import CrossEntropyLoss
-from lowres_vision.training import Classifier, _checkpoint, cross_validate
+from lowres_vision.training import _checkpoint, cross_validate
 from lowres_vision.training._checkpoint import PlainCheckpoints, read_checkpoint
 from lowres_vision.training._writer import Writer
 
@@ -159,7 +157,7 @@ class StopOnce(L.Callback):
 
 
 def test_no_loader_process_is_forked_while_files_are_written(
-    toy_manifest: Manifest, patch_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_manifest: Manifest, patch_classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Disks take longer than a toy epoch; each validation forks a process, and so does a resume."""
     threads: list[list[str]] = []
@@ -176,12 +174,7 @@ def test_no_loader_process_is_forked_while_files_are_written(
     def train() -> None:
         cross_validate(
             toy_manifest,
-            lambda: Classifier(
-                patch_net(),
-                CrossEntropyLoss(),
-                transform=BatchTransform(8, mean=(0.5,) * 3, std=(0.25,) * 3),
-                optimizer=partial(torch.optim.SGD, lr=0.1),
-            ),
+            patch_classifier,
             out=tmp_path / "out",
             folds=np.arange(len(toy_manifest)) % 3 - 1,
             epochs=2,
