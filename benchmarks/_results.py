@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -57,7 +58,12 @@ def device(kind: str = "cpu") -> str:
     """Return the processor, or the GPU, in words, as far as the system tells."""
     if kind == "cuda":
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} {platform.processor()} CPU".replace("  ", " ")
+    models: list[str] = []
+    if Path("/proc/cpuinfo").exists():  # where platform.processor() says nothing
+        models = re.findall(
+            r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        )
+    return models[0] if models else f"{platform.machine()} {platform.processor()}".strip()
 
 
 def commit() -> str | None:
