@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lowres_vision._batch import Batch, PairBatch
 from lowres_vision._modes import evaluation_mode
@@ -145,7 +146,13 @@ def diagnose(classifier: Classifier, step: FailedStep) -> tuple[Diagnosis, list[
     generator = stream(step.seed, _TRANSFORM, step.epoch, step.batch_index)
     autocast = _autocast(step.precision, device.type)
     weights = tuple(n for n, value in classifier.state_dict().items() if not is_finite(value))
-    with torch.enable_grad(), autocast, Watch(classifier) as watch, _kept_buffers(classifier):
+    with (
+        torch.enable_grad(),
+        autocast,
+        Watch(classifier) as watch,
+        _kept_buffers(classifier),
+        _alone_in_group(classifier),
+    ):
         _set_random_state(step.random_state)
         views = classifier._prepare(batch, share, generator)
         if step.second_pass:  # the views were those of the first
@@ -228,6 +235,19 @@ def _set_random_state(state: dict[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+@contextmanager
+def _alone_in_group(module: nn.Module) -> Iterator[None]:
+    """Within, SyncBatchNorm asks no other process, as none is looking into the step with this."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.SyncBatchNorm)]
+    try:
+        for layer in layers:
+            layer.forward = partial(_BatchNorm.forward, layer)  # type: ignore[method-assign]
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
 
 
 @contextmanager

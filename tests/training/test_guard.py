@@ -166,6 +166,34 @@ def test_a_replay_is_the_step_bit_for_bit(tmp_path: Path, seed: int) -> None:
     } <= {line.strip() for line in str(caught.value).splitlines()}
 
 
+class NetOfMany(Net):
+    """Its BatchNorm asks the other processes for their statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.SyncBatchNorm(3)
+
+
+def test_one_process_looks_into_a_step_by_itself(tmp_path: Path) -> None:
+    """The others may not look, and it would wait for them; with gloo it would raise."""
+
+    def build_of_many() -> Classifier:
+        torch.manual_seed(3)
+        transform = BatchTransform(8, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return Classifier(NetOfMany(), CrossEntropyLoss(), transform=transform, optimizer=SGD)
+
+    with pytest.raises(FloatingPointError):
+        fit(build_of_many(), tmp_path)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        again = build_of_many()
+        assert replay(tmp_path / "failure", again).rows_alone == (BOMB,)
+        assert "forward" not in vars(again.model.norm)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_another_crop_or_mask_would_be_noticed(tmp_path: Path) -> None:
     """The comparison can fail: with another key or random state it does."""
     with pytest.raises(FloatingPointError):
