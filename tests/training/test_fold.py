@@ -178,14 +178,14 @@ def test_ctrl_c_stops_a_run_and_not_the_process(
     patch_classifier: Any, toy_manifest: Any, tmp_path: Path
 ) -> None:
     expected = train(patch_classifier, toy_manifest, tmp_path / "unbroken")
-    handler = signal.getsignal(signal.SIGINT)
-    out = tmp_path / "broken"
+    handler, out = signal.default_int_handler, tmp_path / "broken"
+    before = signal.signal(signal.SIGINT, handler)  # shells have it ignored in what they put behind
     try:
         with pytest.raises(KeyboardInterrupt, match="fold_0 was interrupted; start the same"):
             train(patch_classifier, toy_manifest, out, callbacks=[Interrupt(key=True)])
         assert signal.getsignal(signal.SIGINT) == handler
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.signal(signal.SIGINT, before)
     assert not (out / "fold_0" / "run.lock").exists()
     found = train(patch_classifier, toy_manifest, out)
     np.testing.assert_array_equal(found.stack, expected.stack)
