@@ -154,6 +154,8 @@ def run(
         check_values(settings.boxes, settings.partner, images)
     if status == 2:
         raise IndexError(f"`mix.partner` must be in 0..{out.shape[0] - 1}")
+    if status == 3:  # by a rule that is not quite the check's: nothing was written
+        raise ValueError("`boxes` must be inside their images, with sides > 0")
 
 
 @functools.cache
