@@ -12,8 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from sphinx_gallery.scrapers import figure_rst
 
-torch.set_num_threads(1)  # the gallery's networks are tiny: two threads that share a core with
-# other work wait for each other ten times as long as they compute
+# The gallery's networks are tiny: two threads that share a core with other work wait for each other
+# ten times as long as they compute.
+torch.set_num_threads(1)
 
 project = "lowres-vision"
 author = "The lowres-vision developers"
