@@ -53,6 +53,7 @@ from lowres_vision.training import (
     CrossValidation,
     Distillation,
     Fold,
+    PseudoLabels,
     cross_validate,
     load_teacher,
     predict_views,
@@ -91,6 +92,8 @@ class Settings:
     quick: bool = False  # generated birds, small networks from scratch
     variant: Literal[(*VOTES, *CLAIMS)] = "beit+dinov2"
     row: Literal[tuple(CLAIMS)] = "both-cosine"  # what the models of a vote are trained on
+    pseudo_labels: tuple[Path, ...] = ()  # earlier --out folders that label the test rows of a vote
+    confidence: float = 0.6  # of their vote, from which on a test row is trained on
     teachers: Path | None = None  # a pair vote's; default: OUT-teachers, trained first
     table: bool = False  # a row for each claim
     rows: tuple[Literal[tuple(CLAIMS)], ...] = tuple(CLAIMS)  # those of the table
@@ -257,6 +260,8 @@ def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
             print(f"{name}, the teacher, on high images: {taught.accuracy:.4f} out of fold")
         builds[f"{name}-{settings.row}-{settings.image_size}"] = partial(make, settings, row)
     runs = {"out": out, "folds": folds, "seeds": settings.seeds, "test": test}
+    if settings.pseudo_labels:
+        runs["pseudo_labels"] = PseudoLabels(settings.pseudo_labels, settings.confidence)
     result = train(settings, row, manifest, builds, **runs)
     for member in result.members:
         score = result.of(member.model, seed=member.seed).accuracy

@@ -173,6 +173,34 @@ def _names(
     return names
 
 
+def read_test_votes(
+    runs: Sequence[str | os.PathLike[str]], *, classes: Sequence[str], fold_hash: str
+) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
+    """Return the test ids and what each fold's models of all runs vote, ``(F, T, K)``.
+
+    All members count equally. A fold's models have not seen the rows that it holds out; those of
+    the other folds have, and are not mixed in.
+
+    Raises:
+        FileNotFoundError: If a folder has no ledger or no test predictions.
+        ValueError: If a run is of other folds than ``fold_hash``, other classes or other test rows.
+    """
+    ids: tuple[str, ...] = ()
+    votes: list[Floats32] = []
+    for folder in dict.fromkeys(found for run in runs for found in _ledgers_under(Path(run))):
+        if LedgerRows.read(folder).fold_hash != fold_hash:
+            raise ValueError(
+                f"{folder} is of other folds or rows: its models may have seen what is held out "
+                f"here; name runs of the same folds"
+            )
+        file = folder.parent / _TEST
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; give `test` to the run that writes it")
+        ids, found = _read_test(file, tuple(classes), ids)
+        votes += found.values()
+    return ids, np.mean(votes, axis=0, dtype=np.float64)
+
+
 def _read_tests(
     alike: Sequence[Sequence[Path]], names: Sequence[dict[Member, Member]], classes: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[Member, Floats32]]:
@@ -180,26 +208,31 @@ def _read_tests(
     test: dict[Member, Floats32] = {}
     files = [(folder.parent / _TEST, n) for f, n in zip(alike, names, strict=True) for folder in f]
     for file, named in files:
-        if not file.is_file():
-            continue
-        with np.load(file, allow_pickle=False) as arrays:
-            if tuple(arrays["classes"].tolist()) != classes:
-                raise ValueError(f"{file} has other classes than the ledger, or another order")
-            found = arrays["ids"].tolist()
-            ids = ids or tuple(found)
-            row_of = {name: row for row, name in enumerate(found)}
-            if len(row_of) < len(found):
-                raise ValueError(f"{file} has an id more than once")
-            if unlike := sorted(set(ids) ^ set(row_of)):
-                raise ValueError(
-                    f"{file} is of other test rows than those before: {len(unlike)} stand in one "
-                    f"alone, the first is {unlike[0]!r}"
-                )
-            order = np.array([row_of[name] for name in ids], dtype=np.int64)
-            columns = (arrays[name].tolist() for name in ("models", "seeds", "views"))
-            members = [Member(*member) for member in zip(*columns, strict=True)]
-            for member, probabilities in zip(members, arrays["probabilities"], strict=True):
-                if member in named:
-                    mean = probabilities.mean(axis=0, dtype=np.float32)
-                    test[named[member]] = mean[order]
+        if file.is_file():
+            ids, found = _read_test(file, classes, ids)
+            test |= {named[m]: p.mean(0, dtype=np.float32) for m, p in found.items() if m in named}
     return ids, test
+
+
+def _read_test(
+    file: Path, classes: tuple[str, ...], ids: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[Member, Floats32]]:
+    """Return the ids, those given if any, and each member's ``(F, T, K)`` in their order."""
+    with np.load(file, allow_pickle=False) as arrays:
+        if tuple(arrays["classes"].tolist()) != classes:
+            raise ValueError(f"{file} has other classes than the ledger, or another order")
+        found = arrays["ids"].tolist()
+        ids = ids or tuple(found)
+        row_of = {name: row for row, name in enumerate(found)}
+        if len(row_of) < len(found):
+            raise ValueError(f"{file} has an id more than once")
+        if unlike := sorted(set(ids) ^ set(row_of)):
+            raise ValueError(
+                f"{file} is of other test rows than those before: {len(unlike)} stand in one "
+                f"alone, the first is {unlike[0]!r}"
+            )
+        order = np.array([row_of[name] for name in ids], dtype=np.int64)
+        columns = (arrays[name].tolist() for name in ("models", "seeds", "views"))
+        members = [Member(*member) for member in zip(*columns, strict=True)]
+        stack = arrays["probabilities"][:, :, order]
+        return ids, dict(zip(members, stack, strict=True))

@@ -14,6 +14,7 @@ from lowres_vision.training._guard import NonFiniteGuard  # noqa: E402
 from lowres_vision.training._loggers import make_loggers  # noqa: E402
 from lowres_vision.training._pairing import Consistency, Distillation  # noqa: E402
 from lowres_vision.training._predict_views import predict_views  # noqa: E402
+from lowres_vision.training._pseudo_labels import PseudoLabels  # noqa: E402
 from lowres_vision.training._report import write_report  # noqa: E402
 from lowres_vision.training._result import CrossValidation  # noqa: E402
 from lowres_vision.training._retuning import retune_head  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "Fold",
     "NonFiniteGuard",
     "PairsDataModule",
+    "PseudoLabels",
     "UsageRecord",
     "cross_validate",
     "load_fold_weights",

@@ -24,6 +24,7 @@ from lowres_vision.training._describe import describe, describe_classifier
 from lowres_vision.training._fold import Precision
 from lowres_vision.training._isolate import in_own_process
 from lowres_vision.training._outcome import collect, save
+from lowres_vision.training._pseudo_labels import PseudoLabels, labels_sha256
 from lowres_vision.training._ranks import is_first_process
 from lowres_vision.training._result import CrossValidation
 from lowres_vision.training._run import (
@@ -57,6 +58,7 @@ def cross_validate(
     out: str | os.PathLike[str],
     folds: StratifiedFolds | npt.ArrayLike | None = None,
     test: Manifest | None = None,
+    pseudo_labels: PseudoLabels | None = None,
     resolution: Literal["low", "high", "both", "pair"] = "low",
     held_out_resolution: Literal["low", "high"] = "low",
     collate: Collate = collate,
@@ -115,6 +117,7 @@ def cross_validate(
             ``(N,)`` fold that holds each row out, -1 for rows that are always trained on: one
             fold is a hold-out.
         test: Unlabelled rows to predict with every run.
+        pseudo_labels: Trains on the rows of ``test`` too, with labels voted by earlier runs.
         resolution: What the models train on; ``"both"`` takes each row twice, ``"pair"`` gives
             the two images of a row together.
         held_out_resolution: What they are scored on and predict the test rows from.
@@ -195,6 +198,12 @@ def cross_validate(
     for rows in (manifest, test):
         if rows is not None:
             MultiResolutionDataset(rows, resolution=held_out_resolution)
+    if pseudo_labels is not None:
+        if not isinstance(pseudo_labels, PseudoLabels):
+            raise TypeError(f"`pseudo_labels` must be a PseudoLabels, got {pseudo_labels!r}")
+        if test is None:
+            raise ValueError("`test` must be given with `pseudo_labels`, which label its rows")
+        MultiResolutionDataset(test, resolution=resolution)
     out = Path(out)
     scored = np.flatnonzero(fold_of >= 0)
     ids = [manifest.ids[row] for row in scored]
@@ -210,6 +219,12 @@ def cross_validate(
             if entry.name not in _WITHOUT_EFFECT
         },
     }
+    added: list[Manifest] = []
+    if pseudo_labels is not None and test is not None:
+        folds_sha256 = data["folds_sha256"]
+        added = pseudo_labels.label(test, classes=manifest.classes, fold_hash=folds_sha256)
+        numbers = ", ".join(str(len(rows)) for rows in added)
+        print(f"pseudo-labels: {numbers} of {len(test)} test rows, by fold", flush=True)
     runs = []
     for model, make in models.items():
         built = _built(make, fold_of, manifest, every_seed[0])
@@ -218,10 +233,12 @@ def cross_validate(
             folder /= f"seed_{number}" if seeds is not None else ""
             for fold in range(int(fold_of.max()) + 1):
                 made_of = {"model": model, "seed": number, "fold": fold, **data, "build": built}
+                if added:
+                    made_of["pseudo_labels_sha256"] = labels_sha256(added[fold])
                 runs.append(
                     Run(
                         folder / f"fold_{fold}", out / "ledger", model, number, fold, fold_of,
-                        make, manifest, test, settings, made_of,
+                        make, manifest, test, added[fold] if added else None, settings, made_of,
                     )
                 )  # fmt: skip
     for run in runs:

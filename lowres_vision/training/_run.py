@@ -32,6 +32,7 @@ from lowres_vision.training._data import Collate, PairsDataModule
 from lowres_vision.training._describe import commit, differences, file_sha256, versions
 from lowres_vision.training._fold import FoldRun, Precision
 from lowres_vision.training._lock import lock
+from lowres_vision.training._pseudo_labels import join_labelled
 from lowres_vision.training._ranks import is_first_process, rank_and_world
 from lowres_vision.training._teacher import Fold, call_build
 
@@ -82,6 +83,7 @@ class Run:
         build: Returns a fresh classifier.
         manifest: Labelled rows.
         test: Rows to predict besides.
+        added: Rows with pseudo-labels that are trained on besides.
         settings: Of all runs.
         made_of: Description of all of this that the outcome depends on.
     """
@@ -95,6 +97,7 @@ class Run:
     build: Build
     manifest: Manifest
     test: Manifest | None
+    added: Manifest | None
     settings: Settings
     made_of: Mapping[str, Any] = field(repr=False)
 
@@ -245,12 +248,15 @@ def _enter(run: Run, book: dict[str, Any], arrays: Arrays) -> None:
 
 def _data(run: Run) -> PairsDataModule:
     settings = run.settings
-    train = np.flatnonzero(run.fold_of != run.fold)
+    known, train = run.manifest, np.flatnonzero(run.fold_of != run.fold)
+    if run.added is not None:
+        known = join_labelled(known, run.added, high=settings.resolution != "low")
+        train = np.append(train, np.arange(len(run.manifest), len(known)))
     cached = partial(MultiResolutionDataset, cache=settings.cache)
-    samples = cached(run.manifest, rows=train, resolution=settings.resolution, seed=run.seed)
+    samples = cached(known, rows=train, resolution=settings.resolution, seed=run.seed)
     sampler = None
     if settings.sampler is not None:
-        labels = np.tile(run.manifest.labels[train], len(samples) // len(train))
+        labels = np.tile(known.labels[train], len(samples) // len(train))
         options: dict[str, Any] = {"seed": run.seed, "rank": 0, "num_replicas": 1, "keyed": True}
         if settings.samples_per_epoch is not None:
             options["num_samples"] = settings.samples_per_epoch
