@@ -27,14 +27,13 @@ docs/experiments/birds_multiresolution.md.
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from experiment import Table, network, start, submit
+from experiment import Table, network, spread, start
 from torchvision.transforms import v2
 
 from lowres_vision.augment import BatchTransform, PerImage, SuperResolution
@@ -45,9 +44,10 @@ from lowres_vision.data import (
     collate,
     make_toy_pairs,
 )
-from lowres_vision.ensemble import OutOfFold, View, accuracy, make_views, soft_vote
+from lowres_vision.ensemble import OutOfFold, accuracy, make_views, soft_vote, summarise
 from lowres_vision.losses import CosineLoss, CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator, MixupCollator
+from lowres_vision.plots import ensemble_table
 from lowres_vision.training import (
     Classifier,
     CrossValidation,
@@ -57,32 +57,32 @@ from lowres_vision.training import (
     cross_validate,
     load_teacher,
     predict_views,
+    write_report,
 )
+
+LOSSES = {"ce": CrossEntropyLoss(), "cosine": CosineLoss(cross_entropy=0.1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     resolution: Literal["low", "high", "both", "pair"] = "both"
-    loss: Literal["cosine", "ce"] = "cosine"
+    loss: Literal["ce", "cosine"] = "cosine"
     mixing: type[CutMixCollator | MixupCollator] | None = CutMixCollator
-    randaugment: bool = False
+    augment: PerImage | None = None
     size: int | None = None  # default: --image-size
     enlarger: Literal["srcnn", "span"] | None = None  # of low images, in training and held out
-    held_out: Literal["low", "high"] = "low"
 
 
 VOTES = {"beit": (0,), "dinov2": (1,), "beit+dinov2": (0, 1)}  # backbones by position
 CLAIMS = {
     f"{resolution}-{loss}": Row(resolution, loss)
-    for loss in ("ce", "cosine")
+    for loss in LOSSES
     for resolution in ("low", "high", "both", "pair")  # a pair's teacher is the row `high`
 }
 CLAIMS |= {"none": Row(mixing=None), "mixup": Row(mixing=MixupCollator)}
-CLAIMS |= {"randaugment": Row(mixing=None, randaugment=True)}
+CLAIMS |= {"randaugment": Row(mixing=None, augment=PerImage(v2.RandAugment()))}
 CLAIMS |= {f"size-{size}": Row(size=size) for size in (96, 160, 192, 384, 512)}
-CLAIMS |= {  # to be held against low-cosine
-    name: Row("high", enlarger=name, held_out="high") for name in ("srcnn", "span")
-}
+CLAIMS |= {name: Row("high", enlarger=name) for name in ("srcnn", "span")}  # beside low-cosine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +94,8 @@ class Settings:
     row: Literal[tuple(CLAIMS)] = "both-cosine"  # what the models of a vote are trained on
     pseudo_labels: tuple[Path, ...] = ()  # earlier --out folders that label the test rows of a vote
     confidence: float = 0.6  # of their vote, from which on a test row is trained on
-    teachers: Path | None = None  # a pair vote's; default: OUT-teachers, trained first
     table: bool = False  # a row for each claim
-    rows: tuple[Literal[tuple(CLAIMS)], ...] = tuple(CLAIMS)  # those of the table
+    rows: tuple[Literal[tuple(CLAIMS)], ...] = tuple(CLAIMS)[:-1]  # of the table; more: span
     seeds: tuple[int, ...] = (0,)
     backbones: tuple[str, ...] = (
         "beit_large_patch16_224.in22k_ft_in22k",
@@ -108,10 +107,10 @@ class Settings:
     pretrained: bool = True
     mean: tuple[float, float, float] | None = None  # default: as the backbone was pretrained
     std: tuple[float, float, float] | None = None
-    train_only: tuple[str, ...] = ()  # names or patterns of parameters; default: all
+    train_only: tuple[str, ...] = ("*",)  # names or patterns of parameters
     image_size: int = 224
-    view_sizes: tuple[int, ...] = ()  # at which flipped and cropped views are predicted
-    view_crop: float | None = 0.875  # side of the crops, of the image's; None for flips alone
+    view_sizes: tuple[int, ...] = ()  # at which the image and its mirror image are predicted too
+    view_crop: float | None = 0.875  # side of cropped views, of the image's; None for no crops
     folds: int = 5
     epochs: int = 10
     batch_size: int = 64
@@ -122,6 +121,22 @@ class Settings:
     sr_weights: Path | None = None  # of the row `span`, any file that spandrel reads
     sr_steps: int = 1000  # in which the row `srcnn` is trained on the training rows' pairs
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "16-mixed"
+
+    def __post_init__(self) -> None:
+        needed = 1 if self.table else 1 + max(VOTES.get(self.variant, (0,)))
+        given = self.backbones, self.lrs, self.checkpoint_paths or self.lrs
+        if min(map(len, given)) < needed:
+            raise ValueError(
+                f"--variant {self.variant} takes {needed} --backbones, --lrs and, if any, "
+                f"--checkpoint-paths; got {', '.join(str(len(g)) for g in given)}"
+            )
+        if self.row == "srcnn":
+            raise ValueError("the row srcnn learns from one fold's rows: it is for --table")
+        asked = {self.row, self.variant, *(self.rows if self.table else ())}
+        if "span" in asked and self.sr_weights is None:
+            raise ValueError(
+                "the row `span` takes --sr-weights FILE, a network that spandrel reads"
+            )
 
 
 QUICK = {
@@ -141,7 +156,7 @@ QUICK = {
 def build(
     settings: Settings, row: Row, position: int, classes: int, teachers: Path, *, fold: Fold
 ) -> Classifier:
-    """Return the classifier of a row; `teachers` holds the folds of the high-resolution run."""
+    """Return the classifier of a row; `teachers` holds a folder with weights for each fold."""
     weights = settings.checkpoint_paths[position] if settings.checkpoint_paths else None
     size, backbone = row.size or settings.image_size, settings.backbones[position]
     new = partial(network, settings, backbone, classes, weights, image_size=size)
@@ -149,36 +164,48 @@ def build(
     if row.resolution == "pair":
         taught = teachers / f"fold_{fold.index}" / "best.safetensors"
         pairing = Distillation(load_teacher(new(), taught, fold=fold))
+    transform = BatchTransform(
+        student.image_size,
+        mean=settings.mean or student.mean,
+        std=settings.std or student.std,
+        scale=(settings.crop, 1.0),
+        flip=settings.flip,
+        augment=row.augment,
+    )
     return Classifier(
         student,
-        CrossEntropyLoss() if row.loss == "ce" else CosineLoss(cross_entropy=0.1),
-        transform=BatchTransform(
-            student.image_size,
-            mean=settings.mean or student.mean,
-            std=settings.std or student.std,
-            scale=(settings.crop, 1.0),
-            flip=settings.flip,
-            augment=PerImage(v2.RandAugment()) if row.randaugment else None,
-        ),
+        LOSSES[row.loss],
+        transform=transform,
         optimizer=partial(torch.optim.AdamW, lr=settings.lrs[position]),
         warmup=settings.warmup,
-        unfreeze={0: settings.train_only} if settings.train_only else None,
+        unfreeze={0: settings.train_only},
         pairing=pairing,
     )
 
 
 def train(
-    settings: Settings, row: Row, manifest: Manifest, builds: Mapping | partial, **runs: Any
+    settings: Settings, name: str, manifest: Manifest, out: Path, high: Path, **runs: Any
 ) -> CrossValidation:
-    """Cross-validate with what is common to all rows, then predict the views asked for."""
-    size, classes = row.size or settings.image_size, len(manifest.classes)
-    mixes = row.mixing is not None and settings.cutmix > 0
+    """Cross-validate a row, a pair's teachers in `high` before it, then predict the views."""
+    row, classes = CLAIMS[name], len(manifest.classes)
+    size = row.size or settings.image_size
+    if row.resolution == "pair":
+        plain, first = dataclasses.replace(settings, view_sizes=()), runs["seeds"][:1]
+        train(plain, f"high-{row.loss}", manifest, high, high, **runs | {"seeds": first})
+    builds = {}
+    for position in (0,) if settings.table else VOTES.get(settings.variant, (0,)):
+        backbone = settings.backbones[position]
+        teachers = high / f"{backbone}-high-{row.loss}-{size}" / f"seed_{runs['seeds'][0]}"
+        make = partial(build, settings, row, position, classes, teachers)
+        builds[f"{backbone}-{name}-{size}"] = make
+    held_out = "high" if row.enlarger else "low"
     result = cross_validate(
         manifest,
         builds,
+        out=out,
         resolution=row.resolution,
-        held_out_resolution=row.held_out,
-        collate=row.mixing(classes, p=settings.cutmix, size=size) if mixes else collate,
+        held_out_resolution=held_out,
+        collate=row.mixing(classes, p=settings.cutmix, size=size) if row.mixing else collate,
         samples_per_epoch=len(manifest),  # as many in every row, one resolution or two
         batch_size=settings.batch_size,
         epochs=settings.epochs,
@@ -186,15 +213,11 @@ def train(
         monitor="last",  # no epoch is chosen on the rows that are scored
         **runs,
     )
-    views = [View()] + [
-        dataclasses.replace(view, name=f"{view.name} at {side}", size=side)
-        for side in settings.view_sizes
-        for view in make_views(crop=settings.view_crop)
-        if (view.name, side) != ("plain", size)
-    ]
     if settings.view_sizes:
-        out, test = runs["out"], runs.get("test")
-        predict_views(manifest, builds, views, out=out, test=test, resolution=row.held_out)
+        other = [side for side in settings.view_sizes if side != size]
+        views = make_views(crop=settings.view_crop, sizes=other)
+        test = runs.get("test")
+        predict_views(manifest, builds, views, out=out, test=test, resolution=held_out)
     return result
 
 
@@ -206,12 +229,9 @@ def enlarge(settings: Settings, row: Row, manifest: Manifest, seen: Any = ()) ->
     if row.enlarger == "srcnn":
         file = settings.out / "srcnn.safetensors"
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
             pairs = [*MultiResolutionDataset(manifest, rows=seen, resolution="pair")]
             low, high = [pair.low for pair in pairs], [pair.high for pair in pairs]
             SuperResolution.fit(low, high, steps=settings.sr_steps).save(file)
-    if file is None:
-        raise ValueError("the row `span` takes --sr-weights FILE, a network that spandrel reads")
     return SuperResolution.from_file(file).apply_to(manifest, settings.out / "enlarged")
 
 
@@ -221,12 +241,8 @@ def claim(settings: Settings, name: str, manifest: Manifest) -> tuple[list[float
     folds = StratifiedFolds(settings.folds).assign(manifest, share=1 / settings.folds)
     manifest = enlarge(settings, row, manifest, np.flatnonzero(folds == -1))
     for seed in settings.seeds:
-        teacher = f"high-{row.loss}"
-        if row.resolution == "pair":
-            claim(dataclasses.replace(settings, seeds=(seed,), view_sizes=()), teacher, manifest)
-        taught = settings.out / teacher / f"seed_{seed}"
-        make = partial(build, settings, row, 0, len(manifest.classes), taught)
-        result = train(settings, row, manifest, make, out=out, folds=folds, seeds=(seed,))
+        high = settings.out / f"high-{row.loss}"
+        result = train(settings, name, manifest, out, high, folds=folds, seeds=(seed,))
         ledger = OutOfFold(out / "ledger")
         members = [member for member in ledger.members() if member.seed == seed]
         plain.append(result.accuracy)
@@ -236,38 +252,21 @@ def claim(settings: Settings, name: str, manifest: Manifest) -> tuple[list[float
 
 def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
     """Train every fold of the variant's backbones; write their vote and a report."""
-    row, out, classes = CLAIMS[settings.row], settings.out, len(manifest.classes)
-    if row.enlarger == "srcnn":
-        raise ValueError("the row srcnn learns from one fold's rows: it is for --table")
-    given = settings.backbones, settings.lrs, settings.checkpoint_paths or settings.lrs
-    if max(VOTES[settings.variant]) >= min(map(len, given)):
-        raise ValueError(
-            f"--variant {settings.variant} takes {1 + max(VOTES[settings.variant])} --backbones, "
-            f"--lrs and, if any, --checkpoint-paths; got {', '.join(str(len(g)) for g in given)}"
-        )
-    manifest, test = (enlarge(settings, row, rows) for rows in (manifest, test))
-    folds = StratifiedFolds(settings.folds)
-    teachers = settings.teachers or out.with_name(f"{out.name}-teachers")
-    builds = {}
-    for position in VOTES[settings.variant]:
-        name = settings.backbones[position]
-        make = partial(build, position=position, classes=classes, teachers=teachers / name)
-        if row.resolution == "pair":
-            high = dataclasses.replace(CLAIMS[f"high-{row.loss}"], held_out="high")
-            plain = dataclasses.replace(settings, view_sizes=())
-            runs = {"out": teachers / name, "folds": folds}
-            taught = train(plain, high, manifest, partial(make, settings, high), **runs)
-            print(f"{name}, the teacher, on high images: {taught.accuracy:.4f} out of fold")
-        builds[f"{name}-{settings.row}-{settings.image_size}"] = partial(make, settings, row)
-    runs = {"out": out, "folds": folds, "seeds": settings.seeds, "test": test}
+    out, high = settings.out, settings.out.with_name(f"{settings.out.name}-teachers")
+    manifest, test = (enlarge(settings, CLAIMS[settings.row], rows) for rows in (manifest, test))
+    runs: dict[str, Any] = {"folds": StratifiedFolds(settings.folds), "seeds": settings.seeds}
     if settings.pseudo_labels:
         runs["pseudo_labels"] = PseudoLabels(settings.pseudo_labels, settings.confidence)
-    result = train(settings, row, manifest, builds, **runs)
-    for member in result.members:
-        score = result.of(member.model, seed=member.seed).accuracy
-        print(f"{member.model}, seed {member.seed}: {score:.4f} out of fold")
-    print(f"vote, out of fold: {accuracy(soft_vote(result.stack), manifest.labels):.4f}")
-    print(submit(settings, manifest, test, result.test_stack.reshape(-1, len(test), classes)))
+    train(settings, settings.row, manifest, out, high, test=test, **runs)
+    summary = summarise([out], metric="accuracy", weights="equal")
+    print(summary.table())
+    ensemble_table(summary, out / "ensemble.png")
+    print(
+        summary.write_submission(
+            out / "submission.csv", sample=settings.data / "sample_submission.csv"
+        )
+    )
+    write_report(out, manifest=manifest, test=test, pictures=out)
 
 
 def main(settings: Settings) -> None:
@@ -275,16 +274,10 @@ def main(settings: Settings) -> None:
     if not settings.table and settings.variant in VOTES:
         test = Manifest.read_csv(settings.data / "test.csv", classes=manifest.classes)
         return vote(settings, manifest, test)
-    columns = ("variant", "accuracy, mean", "spread", "seeds", "with views")
-    table = Table(settings.out / "table.md", *columns)
+    table = Table(settings.out / "table.md", "variant", "accuracy by seed", "with views")
     for name in settings.rows if settings.table else [settings.variant]:
-        if settings.table and name == "span" and settings.sr_weights is None:
-            print("span: left out, it takes --sr-weights FILE")
-            continue
         plain, viewed = claim(settings, name, manifest)
-        each = " ".join(f"{score:.4f}" for score in plain)
-        views = f"{np.mean(viewed):.4f}" if settings.view_sizes else ""
-        table.add(name, f"{np.mean(plain):.4f}", f"{np.std(plain):.4f}", each, views)
+        table.add(name, spread(plain), spread(viewed) if settings.view_sizes else "-")
     print(table)
     return None
 

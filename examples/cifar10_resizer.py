@@ -26,7 +26,7 @@ from typing import Literal
 import lightning as L
 import numpy as np
 import torch
-from experiment import Table, network, start
+from experiment import Table, network, spread, start
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -160,13 +160,12 @@ def run(settings: Settings, variant: str, train: Manifest, test: Manifest) -> np
 def main(settings: Settings) -> None:
     train = Manifest.read_folders(settings.data / "train")
     test = Manifest.read_folders(settings.data / "test", classes=train.classes)
-    columns = ("variant", "test accuracy", "by seed", "best epoch by test", "the source")
+    columns = ("variant", "test accuracy by seed", "best epoch by test", "the source")
     table = Table(settings.out / "table.md", *columns)
     for variant in VARIANTS if settings.table else [settings.variant]:
         chosen, best = run(settings, variant, train, test).T
-        mean, each = f"{chosen.mean():.2f} ± {chosen.std():.2f}", [f"{s:.2f}" for s in chosen]
         source = VARIANTS[variant][2] or "-"
-        table.add(variant, mean, " ".join(each), f"{best.mean():.2f}", f"{source}")
+        table.add(variant, spread(chosen, 2), f"{best.mean():.2f}", f"{source}")
     print(table)
     print(f"test accuracy in %, mean ± spread over seeds {settings.seeds}; {settings.out}")
 

@@ -1,7 +1,7 @@
 """What the experiments share around their own work: command line, weights, submission, table."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,14 @@ def submit(settings: Any, known: Manifest, test: Manifest, votes: np.ndarray) ->
     )
     write_report(settings.out, manifest=known, test=test, pictures=settings.out)
     return file
+
+
+def spread(scores: Sequence[float], digits: int = 4) -> str:
+    """Return mean and standard deviation over seeds, and each score; ``-`` without any."""
+    each = [f"{score:.{digits}f}" for score in scores]
+    if len(each) < 2:
+        return "".join(each) or "-"
+    return f"{np.mean(scores):.{digits}f} ± {np.std(scores):.{digits}f} ({' '.join(each)})"
 
 
 class Table:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 import timm
 import torch
-from experiment import Table, network, start
+from experiment import Table, network, spread, start
 from torch import nn
 from torchvision.transforms import v2
 
@@ -156,6 +156,7 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
     rarest, wanted = np.argsort(counts, kind="stable"), counts.copy()
     for share in (0.22, 0.12):
         wanted[rarest[: round(share * len(counts))]] += 5
+    to = dict(zip(known.classes, wanted.tolist(), strict=True))
     judge = None  # VGG-19
     if settings.style_backbone is not None:
         weights = str(settings.checkpoint_paths.get(settings.style_backbone, ""))
@@ -169,11 +170,9 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
         checkpoint_path=settings.style_network,
         steps=settings.style_steps,
     )
-    to = dict(zip(known.classes, wanted.tolist(), strict=True))
     made = transfer.top_up(known, settings.out / "styled", to=to, rows=rows.tolist())
-    pairs = draw_style_pairs(
-        known.labels.tolist(), to=dict(enumerate(wanted.tolist())), rows=rows.tolist()
-    )
+    numbers = dict(enumerate(wanted.tolist()))
+    pairs = draw_style_pairs(known.labels.tolist(), to=numbers, rows=rows.tolist())
     shown = [(c, s, len(known) + place) for place, (c, s, _) in enumerate(pairs)][::4][:5]
     images = MultiResolutionDataset(made)
     columns = ([images[row].image for row in column] for column in zip(*shown, strict=True))
@@ -262,34 +261,32 @@ def read(settings: Settings) -> tuple[Manifest, np.ndarray, Manifest]:
 def main(settings: Settings) -> None:
     known, folds, test = read(settings)
     found: dict[str, CrossValidation] = {}
-    columns = ("row", "held-out F1", "spread", "test F1", "the source")
+    columns = ("row", "held-out F1 by seed", "test F1 by seed", "the source")
     table = Table(settings.out / "table.md", *columns)
     for name in settings.rows if settings.table else [settings.variant]:
         parts = name.split("+")
         for part in parts:
             if part not in found:
                 found[part] = train(settings, part, known, folds, test)
-        held_out, tested = [np.nan], [np.nan]
+        scores = []
         if name in found:
-            held_out = [found[name].of(name, seed=seed).macro_f1 for seed in settings.seeds]
+            scores = [found[name].of(name, seed=seed).macro_f1 for seed in settings.seeds]
         # One vote per seed, over the row's folds or the rows that it names.
         stacks = zip(*(found[part].test_stack for part in parts), strict=True)
         votes = [soft_vote(np.concatenate(stack)) for stack in stacks]
-        if test.labelled:
-            tested = [macro_f1(vote, test.labels) for vote in votes]
+        tested = [macro_f1(vote, test.labels) for vote in votes] if test.labelled else []
         file = settings.out / f"submission_{name}.csv"
         write_submission(file, soft_vote(votes), ids=test.ids, classes=known.classes)
-        cells = [f"{value:.4f}" for value in (np.mean(held_out), np.std(held_out), np.mean(tested))]
         source = VOTES[name] if name in VOTES else ROWS[name].source
-        table.add(name, *(cell.replace("nan", "-") for cell in cells), source)
+        table.add(name, spread(scores), spread(tested), source)
     # Five folds score more works than the others; some rows are the same.
-    alike = [name for name in found if name != "folds"]
+    alike = {name: run for name, run in found.items() if name != "folds"}
     held_out = np.flatnonzero(folds == 0)
-    different = {found[name].stack[:, held_out].tobytes(): settings.out / name for name in alike}
+    different = {run.stack[:, held_out].tobytes(): settings.out / n for n, run in alike.items()}
     if len(different) > 1:
         ensemble_table(summarise([*different.values()]), settings.out / "ensemble.png")
     print(table)
-    print(f"macro-F1, mean and spread over seeds {settings.seeds}; {settings.out}")
+    print(f"macro-F1, mean ± spread over seeds {settings.seeds}; {settings.out}")
 
 
 def generate(settings: Settings) -> Path:

@@ -65,11 +65,17 @@ def column_counts(
     Returns:
         The figure.
 
+    Raises:
+        TypeError: If a cell is no string: the None or NaN of an empty one, say.
+
     Example:
         >>> figure = column_counts(["Cubism", "Cubism,Surrealism"], separator=",")
         >>> [int(bar.get_width()) for bar in figure.axes[0].patches]
         [2, 1]
     """
+    for row, cell in enumerate(cells):
+        if not isinstance(cell, str):
+            raise TypeError(f"`cells` must be strings, got {cell!r} in row {row}")
     values = [
         " ".join(value.split()) or "(empty)"
         for cell in cells

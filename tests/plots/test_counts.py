@@ -70,3 +70,9 @@ def test_sizes_have_between_one_and_eight_ticks_within(sizes: list[list[int]]) -
 def test_a_column_whose_name_has_no_font_is_drawn_all_the_same() -> None:
     assert column_counts(["a"], name="\ue123").axes[0].get_title() == "1 rows by value"
     assert column_counts(["a"], name="$x$").axes[0].get_title() == r"1 rows by \$x\$"
+
+
+@pytest.mark.parametrize("cell", [None, float("nan"), 3])
+def test_cells_that_are_no_strings_are_named(cell: object) -> None:
+    with pytest.raises(TypeError, match=r"`cells` must be strings, got .* in row 1"):
+        column_counts(["sea", cell])
