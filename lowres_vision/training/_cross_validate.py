@@ -35,6 +35,7 @@ from lowres_vision.training._run import (
     check,
     execute,
     finished,
+    ledger_hash,
 )
 from lowres_vision.training._teacher import Fold, call_build
 
@@ -221,10 +222,12 @@ def cross_validate(
     }
     added: list[Manifest] = []
     if pseudo_labels is not None and test is not None:
-        folds_sha256 = data["folds_sha256"]
+        folds_sha256 = str(data["folds_sha256"])
         added = pseudo_labels.label(test, classes=manifest.classes, fold_hash=folds_sha256)
-        numbers = ", ".join(str(len(rows)) for rows in added)
-        print(f"pseudo-labels: {numbers} of {len(test)} test rows, by fold", flush=True)
+        data["pseudo_labels_sha256"] = labels_sha256(added)
+        if is_first_process():
+            numbers = ", ".join(str(len(rows)) for rows in added)
+            print(f"pseudo-labels: {numbers} of {len(test)} test rows, by fold", flush=True)
     runs = []
     for model, make in models.items():
         built = _built(make, fold_of, manifest, every_seed[0])
@@ -233,8 +236,6 @@ def cross_validate(
             folder /= f"seed_{number}" if seeds is not None else ""
             for fold in range(int(fold_of.max()) + 1):
                 made_of = {"model": model, "seed": number, "fold": fold, **data, "build": built}
-                if added:
-                    made_of["pseudo_labels_sha256"] = labels_sha256(added[fold])
                 runs.append(
                     Run(
                         folder / f"fold_{fold}", out / "ledger", model, number, fold, fold_of,
@@ -250,7 +251,7 @@ def cross_validate(
             labels=manifest.labels[scored],
             classes=manifest.classes,
             fold_of=fold_of[scored],
-            data_hash=data["data_sha256"],
+            data_hash=ledger_hash(data),
         )
     for number, run in enumerate(runs, start=1):
         if finished(run):

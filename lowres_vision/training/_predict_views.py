@@ -18,6 +18,7 @@ from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, MultiResolutionDataset
 from lowres_vision.ensemble import Member, OutOfFold, TestTimeAugmentation, View
 from lowres_vision.training._classifier import Classifier
+from lowres_vision.training._run import ledger_hash
 from lowres_vision.training._teacher import Fold, call_build
 from lowres_vision.training._weights import load_weights
 
@@ -102,7 +103,7 @@ def predict_views(
                     fold=fold,
                     view=view,
                     classes=about["classes"],
-                    data_hash=about["data_sha256"],
+                    data_hash=ledger_hash(about),
                     fold_hash=about["folds_sha256"],
                     checkpoint_hash=checkpoint_hash,
                 )

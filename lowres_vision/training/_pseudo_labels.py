@@ -121,8 +121,7 @@ def join_labelled(manifest: Manifest, added: Manifest, *, high: bool) -> Manifes
     )
 
 
-def labels_sha256(added: Manifest) -> str:
-    """Return a hash of which rows were added with which labels."""
-    return hashlib.sha256(
-        repr([*zip(added.ids, added.labels.tolist(), strict=True)]).encode()
-    ).hexdigest()
+def labels_sha256(added: Sequence[Manifest]) -> str:
+    """Return a hash of which rows were added in each fold, with which labels."""
+    labels = [(rows.ids, rows.labels.tolist()) for rows in added]
+    return hashlib.sha256(repr(labels).encode()).hexdigest()

@@ -6,6 +6,7 @@ SHA-256 of every file that the run leaves behind. It is replaced whole at each o
 so a run that is killed is found at one of them.
 """
 
+import hashlib
 import json
 import os
 import socket
@@ -132,6 +133,12 @@ def check(run: Run) -> None:
         )
 
 
+def ledger_hash(made_of: Mapping[str, Any]) -> str:
+    """Return the ledger's hash of what a run trains on: its rows and any pseudo-labels."""
+    rows, added = str(made_of["data_sha256"]), made_of.get("pseudo_labels_sha256")
+    return rows if added is None else hashlib.sha256(f"{rows} {added}".encode()).hexdigest()
+
+
 def finished(run: Run) -> bool:
     """Return whether the run is done and every file is what it wrote."""
     book = _read_book(run)
@@ -238,7 +245,7 @@ def _enter(run: Run, book: dict[str, Any], arrays: Arrays) -> None:
         seed=run.seed,
         fold=run.fold,
         classes=run.manifest.classes,
-        data_hash=run.made_of["data_sha256"],
+        data_hash=ledger_hash(run.made_of),
         fold_hash=run.made_of["folds_sha256"],
         checkpoint_hash=book["files"]["best.safetensors"],
     )

@@ -11,8 +11,9 @@ from torch import nn
 
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import BalancedSampler, DataError, Manifest, StratifiedFolds, collate
+from lowres_vision.ensemble import make_views, summarise
 from lowres_vision.losses import CrossEntropyLoss
-from lowres_vision.training import Classifier, PseudoLabels, cross_validate
+from lowres_vision.training import Classifier, PseudoLabels, cross_validate, predict_views
 
 FOLDS = StratifiedFolds(2, seed=0)
 
@@ -133,6 +134,18 @@ def test_a_finished_run_is_read_back_and_other_labels_are_refused(
         second(train, first, out, test=test)
     with pytest.raises(FileExistsError, match="pseudo_labels_sha256"):
         second(train, first, out, test=test, pseudo_labels=None)
+
+
+def test_both_rounds_of_one_model_and_seed_are_blended(
+    train: Manifest, test: Manifest, first: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "second"
+    second(train, first, out, test=test)
+    predict_views(train, build, make_views(), out=out, test=test)
+    summary = summarise([first, out], weights="equal")
+    assert summary.members == (f"model of {first}, seed 0", f"model of {out}, seed 0")
+    assert summary.differ == ("files",)
+    assert summary.test_predictions is not None
 
 
 def test_the_sampler_meets_the_added_labels(
