@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 from experiment import Table, network, spread, start
 from torch import nn
@@ -159,10 +158,9 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
     to = dict(zip(known.classes, wanted.tolist(), strict=True))
     judge = None  # VGG-19
     if settings.style_backbone is not None:
-        weights = str(settings.checkpoint_paths.get(settings.style_backbone, ""))
-        fetched = settings.pretrained and not weights
         torch.manual_seed(0)  # without weights, the same network in every call
-        judge = timm.create_model(settings.style_backbone, fetched, checkpoint_path=weights)
+        weights = settings.checkpoint_paths.get(settings.style_backbone)
+        judge = network(settings, settings.style_backbone, 1, weights).backbone
     transfer = StyleTransfer(
         judge,
         content_layers=settings.content_layers,
