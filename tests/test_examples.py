@@ -151,7 +151,7 @@ def test_birds_that_high_images_taught_are_blended_with_others(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_birds_go_on_with_a_teacher_that_was_begun(tmp_path: Path) -> None:
-    (tmp_path / "high-ce" / "seed_0" / "fold_0").mkdir(parents=True)
+    (tmp_path / "high-ce/test_vit-high-ce-64/seed_0/fold_0").mkdir(parents=True)
     done = run("birds_multiresolution.py", "--quick", "--variant", "pair-ce", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| pair-ce | " in done.stdout
