@@ -67,26 +67,22 @@ class PseudoLabels:
                 reaches ``confidence``.
         """
         ids, votes = read_test_votes(self.runs, classes=classes, fold_hash=fold_hash)
-        row_of = {name: row for row, name in enumerate(test.ids)}
-        if unlike := sorted(set(ids) ^ set(row_of)):
+        place_of = {name: place for place, name in enumerate(ids)}
+        if unlike := sorted(set(place_of) ^ set(test.ids)):
             raise ValueError(
                 f"`runs` must have predicted the rows of `test`: {len(unlike)} stand in one alone, "
                 f"the first is {unlike[0]!r}"
             )
-        rows = np.array([row_of[name] for name in ids])
         labelled = []
-        for fold, vote in enumerate(votes):
+        for fold, vote in enumerate(votes[:, [place_of[name] for name in test.ids]]):
             sure = np.flatnonzero(vote.max(axis=1) >= self.confidence)
             if not sure.size:
                 raise ValueError(
                     f"`confidence` must be reached by some test row, got {self.confidence} and at "
                     f"most {vote.max():.3f} in fold {fold}"
                 )
-            chosen = sure[np.argsort(rows[sure])]
-            taken = test.take(rows[chosen])
-            labelled.append(
-                replace(taken, labels=vote[chosen].argmax(axis=1), classes=tuple(classes))
-            )
+            labels = vote[sure].argmax(axis=1)
+            labelled.append(replace(test.take(sure), labels=labels, classes=tuple(classes)))
         return labelled
 
 
