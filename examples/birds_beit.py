@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from experiment import Table, network, start, submit
+from experiment import Table, network, start
 
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, StratifiedFolds, collate, make_toy_pairs
+from lowres_vision.ensemble import soft_vote, write_submission
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
-from lowres_vision.training import Classifier, CrossValidation, cross_validate
+from lowres_vision.training import Classifier, CrossValidation, cross_validate, write_report
 
 VARIANTS = {  # name: training source, size that images pass through, the source's accuracy
     "64": ("low", None, ".8415/.8508"),
@@ -126,7 +127,14 @@ def run(settings: Settings, train: Manifest, test: Manifest) -> CrossValidation:
         epochs=settings.epochs,
         precision=settings.precision,
     )
-    submit(settings, train, test, result.test_probabilities)
+    write_submission(
+        settings.out / "submission.csv",
+        soft_vote(result.test_probabilities),
+        ids=test.ids,
+        classes=train.classes,
+        sample=settings.data / "sample_submission.csv",
+    )
+    write_report(settings.out, manifest=train, test=test, pictures=settings.out)
     return result
 
 

@@ -1,4 +1,4 @@
-"""What the experiments share around their own work: command line, weights, submission, table."""
+"""What the experiments share around their own work: command line, weights, table."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +10,7 @@ import small_backbones  # noqa: F401, two small names for timm
 import torch
 import tyro
 
-from lowres_vision.data import Manifest
-from lowres_vision.ensemble import soft_vote, write_submission
 from lowres_vision.models import LowResClassifier
-from lowres_vision.training import write_report
 
 
 def start(
@@ -54,19 +51,6 @@ def network(
         **settings.timm_args,
         **options,
     )
-
-
-def submit(settings: Any, known: Manifest, test: Manifest, votes: np.ndarray) -> Path:
-    """Write the submission of the votes ``(M, N, K)``, checked by the sample, and a report."""
-    file = write_submission(
-        settings.out / "submission.csv",
-        soft_vote(votes),
-        ids=test.ids,
-        classes=known.classes,
-        sample=settings.data / "sample_submission.csv",
-    )
-    write_report(settings.out, manifest=known, test=test, pictures=settings.out)
-    return file
 
 
 def spread(scores: Sequence[float], digits: int = 4) -> str:
