@@ -19,7 +19,7 @@ docs/experiments/landmark_gem_arcface.md.
 
 import dataclasses
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,22 +169,18 @@ def main(settings: Settings) -> None:
         write_overview(rows, settings.out / f"overview_{name}")
     test, known = splits["test"], Manifest.join([splits["train"], splits["val"]])
     folds = np.repeat([-1, 0], [len(splits["train"]), len(splits["val"])])
-    found: dict[str, Any] = {}
+    run = cache(lambda name: train(settings, name, known, folds, test))
     columns = ("row", "test accuracy", "95 % interval", "the source")
     table = Table(settings.out / "table.md", *columns)
     for name in [*ROWS, *VOTES] if settings.table else [settings.variant]:
-        parts = name.split("+")
-        for part in parts:
-            if part not in found:
-                found[part] = train(settings, part, known, folds, test)
-        vote = soft_vote([found[part] for part in parts])
+        vote = soft_vote([run(part) for part in name.split("+")])
         right = int((vote.argmax(axis=1) == test.labels).sum())
         # Unlike a bootstrap's, this interval has a width where every image is right.
         low, high = binomtest(right, len(test)).proportion_ci(method="wilson")
         source = VOTES[name] if name in VOTES else ROWS[name].accuracy
         interval = f"{100 * low:.1f}-{100 * high:.1f}"
         table.add(name, f"{100 * right / len(test):.2f}", interval, f"{source}")
-        if len(parts) > 1:
+        if name in VOTES:
             picture = settings.out / f"{name}_confusion.png"
             confusion_matrix(test.labels, vote, test.classes, picture)
     print(table)

@@ -20,7 +20,7 @@ What came out on a small set stands in docs/experiments/painters_tinyvit.md.
 import csv
 import dataclasses
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -258,19 +258,16 @@ def read(settings: Settings) -> tuple[Manifest, np.ndarray, Manifest]:
 
 def main(settings: Settings) -> None:
     known, folds, test = read(settings)
-    found: dict[str, CrossValidation] = {}
+    run = cache(lambda name: train(settings, name, known, folds, test))
     columns = ("row", "held-out F1 by seed", "test F1 by seed", "the source")
     table = Table(settings.out / "table.md", *columns)
-    for name in settings.rows if settings.table else [settings.variant]:
-        parts = name.split("+")
-        for part in parts:
-            if part not in found:
-                found[part] = train(settings, part, known, folds, test)
-        scores = []
-        if name in found:
-            scores = [found[name].of(name, seed=seed).macro_f1 for seed in settings.seeds]
+    names = settings.rows if settings.table else (settings.variant,)
+    for name in names:
+        runs = [run(part) for part in name.split("+")]
+        alone = settings.seeds if len(runs) == 1 else ()
+        scores = [runs[0].of(name, seed=seed).macro_f1 for seed in alone]
         # One vote per seed, over the row's folds or the rows that it names.
-        stacks = zip(*(found[part].test_stack for part in parts), strict=True)
+        stacks = zip(*(each.test_stack for each in runs), strict=True)
         votes = [soft_vote(np.concatenate(stack)) for stack in stacks]
         tested = [macro_f1(vote, test.labels) for vote in votes] if test.labelled else []
         file = settings.out / f"submission_{name}.csv"
@@ -278,9 +275,9 @@ def main(settings: Settings) -> None:
         source = VOTES[name] if name in VOTES else ROWS[name].source
         table.add(name, spread(scores), spread(tested), source)
     # Five folds score more works than the others; some rows are the same.
-    alike = {name: run for name, run in found.items() if name != "folds"}
+    alike = [part for name in names for part in name.split("+") if part != "folds"]
     held_out = np.flatnonzero(folds == 0)
-    different = {run.stack[:, held_out].tobytes(): settings.out / n for n, run in alike.items()}
+    different = {run(n).stack[:, held_out].tobytes(): settings.out / n for n in alike}
     if len(different) > 1:
         ensemble_table(summarise([*different.values()]), settings.out / "ensemble.png")
     print(table)
@@ -289,13 +286,10 @@ def main(settings: Settings) -> None:
 
 def generate(settings: Settings) -> Path:
     """Write pictures of imbalanced classes, with the CSVs that a user would have."""
-    folder = make_toy_folders(settings.out / "data", per_class={"train": 24, "test": 8})
-    for split in ("train", "test"):
-        lines = ["img_path,artist"]
-        for number, painter in enumerate(sorted((folder / split).iterdir())):
-            works = sorted(painter.iterdir())[: 24 - 5 * number]
-            lines += [f"{work.relative_to(folder).as_posix()},{painter.name}" for work in works]
-        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    numbers = {"train": (24, 19, 14, 9), "test": 8}
+    folder = make_toy_folders(settings.out / "data", per_class=numbers)
+    for split, works in Manifest.read_splits(folder).items():
+        works.write_csv(folder / f"{split}.csv", label="artist")
     return folder
 
 

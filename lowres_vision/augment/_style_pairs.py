@@ -141,15 +141,18 @@ def add_rows(
         for number, pair in enumerate(pairs)
     )
     labels = np.array([pair.label for pair in pairs], dtype=np.int64)
-    groups = manifest.groups
-    if groups is not None:
-        groups = (*groups, *(groups[pair.content] for pair in pairs))
+
+    def extended(cells: tuple[str, ...]) -> tuple[str, ...]:
+        return (*cells, *(cells[pair.content] for pair in pairs))
+
+    paths = (Path(os.path.relpath(file, manifest.root)).as_posix() for file in files)
     return replace(
         manifest,
-        low=(*manifest.low, *(os.path.relpath(file, manifest.root) for file in files)),
+        low=(*manifest.low, *paths),
         ids=(*manifest.ids, *ids),
         labels=np.concatenate([manifest.labels, labels]),
-        groups=groups,
+        groups=None if manifest.groups is None else extended(manifest.groups),
+        columns={name: extended(cells) for name, cells in manifest.columns.items()},
     )
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lowres_vision.data._cells import normal_path
 from lowres_vision.data._errors import DataError, Fault
 from lowres_vision.data._folders import SPLITS, beside_splits
 from lowres_vision.data._rows import Rows, common_folder, read_folder_rows, read_rows, row_numbers
+from lowres_vision.data._table import write_table
 
 _BLOCK = 2**16
 
@@ -338,6 +340,66 @@ class Manifest(Rows):
             },
             notes=tuple(note for part in parts for note in part.notes),
         )
+
+    def write_csv(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        image: str = "img_path",
+        high_resolution: str = "upscale_img_path",
+        label: str = "label",
+        id: str = "id",
+        group: str = "group",
+    ) -> Path:
+        """Write the rows to a CSV that :meth:`read_csv` reads back, and return its path.
+
+        A table of what stands in folders, say, or the rows that :meth:`take` chose. Paths stand in
+        it as they do here, relative to ``root``: write it there, or read it with ``root=``. There
+        is no column of ids where the image paths serve as such, none of what the rows lack, and one
+        for each of ``columns``. Classes are not in it: where some have no row, or they stand in an
+        order of your own, read it with ``classes=``.
+
+        Args:
+            path: The CSV, replaced if it is there.
+            image: Name of the column of image paths.
+            high_resolution: Name of the column of high-resolution paths.
+            label: Name of the column of class names.
+            id: Name of the column of ids.
+            group: Name of the column of groups, which :meth:`read_csv` reads only where it is
+                named.
+
+        Raises:
+            ValueError: If two columns would have one name, only some rows have labels, or a path
+                could not be read back: of an image outside ``root``, say.
+
+        Example:
+            >>> import tempfile
+            >>> from lowres_vision.data import make_toy_folders
+            >>> folder = make_toy_folders(tempfile.mkdtemp(), classes=2, per_class={"train": 1})
+            >>> birds = Manifest.read_folders(folder / "train")
+            >>> print(birds.write_csv(folder / "train/birds.csv").read_text().strip())
+            img_path,label
+            Amber Finch/0.png,Amber Finch
+            Azure Tit/0.png,Azure Tit
+        """
+        if not self.labelled and (self.labels >= 0).any():
+            raise ValueError("only some rows have labels; write the others apart, see `take`")
+        for cell in (*self.low, *(self.high or ())):
+            if cell.startswith("../") or normal_path(cell) != cell:
+                raise ValueError(
+                    f"{cell!r} could not be read back from a CSV; move or rename it, within "
+                    f"{self.root}"
+                )
+        columns: list[tuple[str, Sequence[str] | None]] = [
+            (id, None if self.ids == self.low else self.ids),
+            (image, self.low),
+            (high_resolution, self.high),
+            (label, [self.classes[number] for number in self.labels] if self.labelled else None),
+            (group, self.groups),
+            *self.columns.items(),
+        ]
+        there = [(name, cells) for name, cells in columns if cells is not None]
+        return write_table(Path(path), there)
 
     def class_counts(self) -> dict[str, int]:
         """Return the number of rows of each class, in class order."""

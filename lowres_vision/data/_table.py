@@ -2,10 +2,12 @@
 
 import codecs
 import csv
+import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from lowres_vision._files import write_whole
 from lowres_vision.data._errors import DataError, Fault, limited
 
 _BLOCK = 2**20
@@ -35,6 +37,24 @@ def read_table(path: Path) -> dict[str, list[str]]:
         except csv.Error as error:
             fault = Fault(f"is no valid CSV: {error}", f"mend line {reader.line_num}")
             raise DataError(path, [fault]) from None
+
+
+def write_table(path: Path, columns: Iterable[tuple[str, Sequence[str]]]) -> Path:
+    """Write columns of one length as a CSV that :func:`read_table` reads, and return its path.
+
+    Raises:
+        ValueError: If two columns have one name.
+    """
+    header, cells = zip(*columns, strict=True)
+    for name, times in Counter(header).items():
+        if times > 1:
+            raise ValueError(f"two columns of {path} would be named {name!r}; name one of them")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(zip(*cells, strict=True))
+    write_whole(path, text.getvalue().encode())
+    return path
 
 
 def _read_columns(path: Path, reader: Iterator[list[str]]) -> dict[str, list[str]]:

@@ -88,7 +88,7 @@ def make_toy_folders(
     folder: str | os.PathLike[str],
     *,
     classes: int = 4,
-    per_class: Mapping[str, int] | None = None,
+    per_class: Mapping[str, int | Sequence[int]] | None = None,
     size: int = 64,
     seed: int = 0,
 ) -> Path:
@@ -100,8 +100,9 @@ def make_toy_folders(
     Args:
         folder: Where to write; made if missing.
         classes: Number of classes, 2..25.
-        per_class: Pictures of each class by split, e.g. ``{"train": 30, "test": 10}``; default
-            is ``{"train": 30, "val": 10, "test": 10}``.
+        per_class: Pictures of each class by split, one number or one for each class, e.g.
+            ``{"train": (30, 8, 3), "test": 10}``; default is 30 in ``train``, 10 in ``val`` and
+            10 in ``test``.
         size: Side of an image in pixels, 8..256.
         seed: The same seed writes the same pixels.
 
@@ -118,10 +119,16 @@ def make_toy_folders(
     folder = Path(folder)
     random = np.random.default_rng(seed)
     for split, count in (per_class or {"train": 30, "val": 10, "test": 10}).items():
-        for kind in range(classes):
+        counts = [count] * classes if isinstance(count, int) else list(count)
+        if len(counts) != classes or min(counts) < 1:
+            raise ValueError(
+                f"`per_class` must be a number >= 1 or one for each of {classes} classes, got "
+                f"{count} for {split!r}"
+            )
+        for kind, number_wanted in enumerate(counts):
             place = folder / split / _SPECIES[kind]
             place.mkdir(parents=True, exist_ok=True)
-            for number in range(count):
+            for number in range(number_wanted):
                 _shrink(_draw(kind, classes, random), size).save(place / f"{number}.png")
     return folder
 

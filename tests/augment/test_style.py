@@ -220,13 +220,13 @@ def singles(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The toy's low images without their high ones, one class thinned to four."""
     lines = (toy / "train.csv").read_text().splitlines()
     rows = [line.split(",") for line in lines]
-    kept, rare = [("img_path", "label")], 0
+    kept, rare = ["img_path,label,number"], 0
     for low, _, label in rows[1:]:
         rare += label == "Amber Finch"
         if label != "Amber Finch" or rare <= 4:
-            kept.append((low, label))
+            kept.append(f"{low},{label},{len(kept)}")
     file = tmp_path_factory.mktemp("singles") / "single.csv"
-    file.write_text("\n".join(",".join(row) for row in kept))
+    file.write_text("\n".join(kept))
     return Manifest.read_csv(file, root=toy)
 
 
@@ -247,6 +247,7 @@ def test_top_up_adds_labelled_rows_after_the_old_ones(singles: Manifest, tmp_pat
             for number in (pair.content, pair.style)
         )
         assert dataset[row].target == label
+        assert made.columns["number"][row] == manifest.columns["number"][pair.content]
         assert torch.equal(dataset[row].image, transfer(steps=2)(content, style)[0])
 
 

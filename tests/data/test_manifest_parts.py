@@ -1,5 +1,7 @@
 """Manifests taken apart and put together again."""
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +70,49 @@ def test_refusals(splits: dict[str, Manifest], toy: Path) -> None:
         Manifest.join([train, train])
     with pytest.raises(ValueError, match="must have one `root`"):
         Manifest.join([train, Manifest.read_csv(toy / "train.csv")])
+
+
+def test_what_is_written_is_read_back(toy: Path, tmp_path: Path) -> None:
+    lines = (toy / "train.csv").read_text().splitlines()
+    odd = ['a "b", c', "two\nlines", " spaces ", "끝", ""]
+    cells = [["genre", "site", "id"], *([odd[n % 5], f"s{n % 3}", f"#{n}"] for n in range(36))]
+    with (tmp_path / "all.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = (line.split(",") + more for line, more in zip(lines, cells, strict=True))
+        csv.writer(file, delimiter="\t").writerows(rows)
+    whole = Manifest.read_csv(tmp_path / "all.csv", root=toy, group="site")
+    part = whole.take([7, 3, 20])
+    for manifest in (whole, part, Manifest.read_csv(toy / "test.csv")):
+        file_written = manifest.write_csv(tmp_path / "again.csv")
+        again = Manifest.read_csv(
+            file_written,
+            root=manifest.root,
+            group="group" if manifest.groups else None,
+            classes=manifest.classes,
+        )
+        assert again.digest() == manifest.digest()
+        assert again.groups == manifest.groups
+        assert again.columns == manifest.columns
+    assert file_written.read_text().splitlines()[0] == "id,img_path"
+
+
+def test_folders_become_a_table(splits: dict[str, Manifest], tmp_path: Path) -> None:
+    for name, rows in splits.items():
+        rows.write_csv(tmp_path / f"{name}.csv", image="picture", label="bird")
+    again = Manifest.read_csv(tmp_path / "val.csv", image="picture", label="bird")
+    assert again.digest() == splits["val"].digest()
+    assert (tmp_path / "train.csv").read_text().startswith("picture,bird\ntrain/Amber Finch/0.png,")
+
+
+def test_what_could_not_be_read_back_is_not_written(
+    splits: dict[str, Manifest], tmp_path: Path
+) -> None:
+    file, train = tmp_path / "out.csv", splits["train"]
+    with pytest.raises(ValueError, match="would be named 'label'"):
+        train.write_csv(file, image="label")
+    with pytest.raises(ValueError, match=r"'\.\./x\.png' could not be read back"):
+        replace(train, low=("../x.png", *train.low[1:])).write_csv(file)
+    with pytest.raises(ValueError, match=r"' x\.png' could not be read back"):
+        replace(train, low=(" x.png", *train.low[1:])).write_csv(file)
+    with pytest.raises(ValueError, match="only some rows have labels"):
+        replace(train, labels=np.array([-1, *train.labels[1:]])).write_csv(file)
+    assert not file.exists()

@@ -1,10 +1,11 @@
 import csv
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lowres_vision.data import decode_image, make_toy_folders, make_toy_pairs
+from lowres_vision.data import Manifest, decode_image, make_toy_folders, make_toy_pairs
 
 
 def digest(folder: Path) -> str:
@@ -48,7 +49,22 @@ def test_folders_hold_the_images_asked_for(tmp_path: Path) -> None:
     assert decode_image(tmp_path / "test" / classes[0].name / "0.png").shape == (3, 32, 32)
 
 
-@pytest.mark.parametrize("wrong", [{"classes": 26}, {"size": 4}])
-def test_folders_refusals(wrong: dict[str, int], tmp_path: Path) -> None:
+def test_folders_hold_as_many_of_each_class_as_asked_for(tmp_path: Path) -> None:
+    make_toy_folders(tmp_path, classes=3, per_class={"train": (4, 2, 1), "test": 1}, size=8)
+    train = Manifest.read_splits(tmp_path)["train"]
+    assert [*train.class_counts().values()] == [4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"classes": 26},
+        {"size": 4},
+        {"per_class": {"train": (1, 2)}},
+        {"per_class": {"train": (1, 2, 3, 0)}},
+        {"per_class": {"train": 0}},
+    ],
+)
+def test_folders_refusals(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
         make_toy_folders(tmp_path, **wrong)
