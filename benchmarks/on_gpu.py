@@ -6,8 +6,8 @@
 Builds the C kernel in place, runs the tests that need a GPU and each benchmark on it, one process
 after the other. A step that fails or takes too long is noted, and the rest goes on. ``--out`` gets
 one JSON per benchmark, ``log.txt`` with all that was printed, and ``summary.json`` with each step's
-command, exit status and seconds. The defaults take less than nine minutes on an H200; ``--quick``
-runs every step once on small batches, to see that all of it works.
+command, exit status and seconds. Each step is stopped at its limit; the limits add up to less than
+eleven minutes. ``--quick`` runs every step once on small batches, to see that all of it works.
 
 It needs what the tests need, and torch with CUDA; nothing is installed. kornia,
 pytorch-metric-learning and DALI are compared with where they are there.

@@ -1,7 +1,7 @@
 """Birds with BEiT at four resolutions: from a CSV of image pairs to a checked submission.
 
     python examples/birds_beit.py --quick                       # generated birds, under a minute
-    python examples/birds_beit.py --data FOLDER --out FOLDER    # your own files
+    python examples/birds_beit.py --data FOLDER --out OUT       # your own files
 
 Killed and started again with the same `--out`, it goes on where it stopped.
 
@@ -36,7 +36,7 @@ from experiment import Table, network, start
 
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, StratifiedFolds, collate, make_toy_pairs
-from lowres_vision.ensemble import soft_vote, write_submission
+from lowres_vision.ensemble import check_sample, soft_vote, write_submission
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator
 from lowres_vision.training import Classifier, CrossValidation, cross_validate, write_report
@@ -142,6 +142,7 @@ def main(settings: Settings) -> None:
     train = Manifest.read_csv(settings.data / "train.csv")
     train.require_labels()
     test = Manifest.read_csv(settings.data / "test.csv", classes=train.classes)
+    check_sample(settings.data / "sample_submission.csv", ids=test.ids, classes=train.classes)
     print("empty cells:", dict(train.nulls))
     print("class counts:", train.class_counts())
     if not settings.table:

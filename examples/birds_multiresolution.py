@@ -44,7 +44,14 @@ from lowres_vision.data import (
     collate,
     make_toy_pairs,
 )
-from lowres_vision.ensemble import OutOfFold, accuracy, make_views, soft_vote, summarise
+from lowres_vision.ensemble import (
+    OutOfFold,
+    accuracy,
+    check_sample,
+    make_views,
+    soft_vote,
+    summarise,
+)
 from lowres_vision.losses import CosineLoss, CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator, MixupCollator
 from lowres_vision.plots import ensemble_table
@@ -252,20 +259,18 @@ def claim(settings: Settings, name: str, manifest: Manifest) -> tuple[list[float
 
 def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
     """Train every fold of the variant's backbones; write their vote and a report."""
+    sample = settings.data / "sample_submission.csv"
+    check_sample(sample, ids=test.ids, classes=manifest.classes)
     out, high = settings.out, settings.out.with_name(f"{settings.out.name}-teachers")
     manifest, test = (enlarge(settings, CLAIMS[settings.row], rows) for rows in (manifest, test))
     runs: dict[str, Any] = {"folds": StratifiedFolds(settings.folds), "seeds": settings.seeds}
     if settings.pseudo_labels:
         runs["pseudo_labels"] = PseudoLabels(settings.pseudo_labels, settings.confidence)
     train(settings, settings.row, manifest, out, high, test=test, **runs)
-    summary = summarise([out], metric="accuracy", weights="equal")
+    summary = summarise([out], metric="accuracy", weights="equal", views="all")
     print(summary.table())
     ensemble_table(summary, out / "ensemble.png")
-    print(
-        summary.write_submission(
-            out / "submission.csv", sample=settings.data / "sample_submission.csv"
-        )
-    )
+    print(summary.write_submission(out / "submission.csv", sample=sample))
     write_report(out, manifest=manifest, test=test, pictures=out)
 
 

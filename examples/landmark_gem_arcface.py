@@ -10,11 +10,11 @@
 The source photographed six campus buildings and tested under other light, scale, angle and
 occlusion: timm backbone -> GeM -> neck (Linear, BatchNorm, PReLU) -> ArcFace, all but the last nine
 parameters frozen, the epoch with the lowest validation loss kept. Mean and standard deviation are
-those of the training and validation images. `repaired` augmentation is the same at lower
-probabilities; `normalised` means pixels in [0, 1] in place of standardised ones; row 9 shows the
-test images at twice the size (Touvron et al., 2019). Optimiser, learning rate and number of epochs
-are not in the source's table: the defaults here are ours. What came out on a small set stands in
-docs/experiments/landmark_gem_arcface.md.
+those of the training and validation images. `repaired` augmentation is `strong` at lower
+probabilities and smaller angles; `normalised` means pixels in [0, 1] in place of standardised ones;
+row 9 shows the test images at twice the size (Touvron et al., 2019). Optimiser, learning rate and
+number of epochs are not in the source's table: the defaults here are ours. What came out on a small
+set stands in docs/experiments/landmark_gem_arcface.md.
 """
 
 import dataclasses

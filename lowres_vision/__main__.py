@@ -19,20 +19,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         options.run(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ModuleNotFoundError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     from lowres_vision.ensemble import summarise
     from lowres_vision.ensemble._scores import Metric
-    from lowres_vision.ensemble._summarise import Weights
+    from lowres_vision.ensemble._summarise import Views, Weights
 
     def run(options: argparse.Namespace) -> None:
+        if options.sample is not None and options.submission is None:
+            parser.error("--sample is to check --submission by, which is missing")
         summary = summarise(
             options.runs,
             metric=options.metric,
             weights=options.weights,
+            views=options.views,
             merged=options.merged,
             seed=options.seed,
         )
@@ -54,6 +57,9 @@ def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument("--metric", choices=get_args(Metric), default="macro_f1")
     parser.add_argument(
         "--weights", choices=get_args(Weights), default="selected", help="of the blend"
+    )
+    parser.add_argument(
+        "--views", choices=get_args(Views), default="selected", help="of each member, test-time"
     )
     parser.add_argument("--merged", type=Path, help="folder for the merged ledger")
     parser.add_argument("--picture", type=Path, help="picture of the table to write")

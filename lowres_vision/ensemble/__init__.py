@@ -26,7 +26,7 @@ from lowres_vision.ensemble._select import Selection, select_ensemble
 from lowres_vision.ensemble._select_views import ViewReport, ViewSelection, select_views
 from lowres_vision.ensemble._similarity import Filtered, SimilarityFilter
 from lowres_vision.ensemble._stacking import Stacking
-from lowres_vision.ensemble._submission import write_submission
+from lowres_vision.ensemble._submission import check_sample, write_submission
 from lowres_vision.ensemble._summarise import summarise
 from lowres_vision.ensemble._summary import Summary, SummaryRow
 from lowres_vision.ensemble._views import TestTimeAugmentation, View, make_views
@@ -65,6 +65,7 @@ __all__ = [
     "assess_class_bias",
     "assess_temperature",
     "bootstrap_interval",
+    "check_sample",
     "concat_embeddings",
     "cross_fit",
     "expected_calibration_error",

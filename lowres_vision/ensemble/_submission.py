@@ -1,4 +1,4 @@
-"""Write a contest submission, checked against the organisers' sample."""
+"""A contest's submission, checked against the organisers' sample."""
 
 import csv
 import io
@@ -54,13 +54,11 @@ def write_submission(
         'id,label\na,Finch\n'
     """
     indices = _class_indices(predictions, len(ids), len(classes))
-    repeated = [name for name, times in Counter(ids).items() if times > 1]
-    if repeated:
-        raise ValueError(f"`ids` must be unique, {_listed(repeated)} stand more than once")
+    _check_unique(ids)
     names = dict(zip(ids, (classes[index] for index in indices), strict=True))
     header, order = ["id", "label"], list(ids)
     if sample is not None:
-        header, order = _read_sample(Path(sample), names, classes)
+        header, order = _read_sample(Path(sample), ids, classes)
     path = Path(path)
     if probabilities is not None:
         rows = _in_order(probabilities, ids, order, len(classes))
@@ -72,6 +70,32 @@ def write_submission(
     writer.writerows((name, names[name]) for name in order)
     write_whole(path, text.getvalue().encode())
     return path
+
+
+def check_sample(
+    sample: str | os.PathLike[str], *, ids: Sequence[str], classes: Sequence[str]
+) -> None:
+    """Refuse a sample submission that predictions of these rows will not fit.
+
+    :func:`write_submission` checks the same; here it is told before hours of training.
+
+    Args:
+        sample: The contest's sample submission.
+        ids: ``(N,)`` ids of the test rows.
+        classes: ``(K,)`` class names by index.
+
+    Raises:
+        FileNotFoundError: If ``sample`` is not a file.
+        ValueError: If an id repeats, is missing from or unknown to the sample, or the sample has a
+            class that ``classes`` lacks.
+    """
+    _check_unique(ids)
+    _read_sample(Path(sample), ids, classes)
+
+
+def _check_unique(ids: Sequence[str]) -> None:
+    if repeated := [name for name, times in Counter(ids).items() if times > 1]:
+        raise ValueError(f"`ids` must be unique, {_listed(repeated)} stand more than once")
 
 
 def _class_indices(predictions: npt.ArrayLike, rows: int, classes: int) -> npt.NDArray[np.int64]:
@@ -107,17 +131,20 @@ def _in_order(
 
 
 def _read_sample(
-    sample: Path, names: dict[str, str], classes: Sequence[str]
+    sample: Path, ids: Sequence[str], classes: Sequence[str]
 ) -> tuple[list[str], list[str]]:
     """Return the sample's two column names and its ids, after checking them."""
+    if not sample.is_file():
+        raise FileNotFoundError(f"`sample` {sample} is not a file; give the contest's, or none")
     text = _text(sample)
     header, *rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row] or [[]]
     if len(header) < 2 or any(len(row) < 2 for row in rows):
         raise ValueError(f"{sample} must have two columns, an id and a class")
     order = [row[0] for row in rows]
-    if missing := [name for name in order if name not in names]:
+    given = set(ids)
+    if missing := [name for name in order if name not in given]:
         raise ValueError(f"{sample} asks for ids without a prediction: {_listed(missing)}")
-    if unknown := sorted(set(names) - set(order)):
+    if unknown := sorted(given - set(order)):
         raise ValueError(f"predictions for ids that {sample} does not have: {_listed(unknown)}")
     if len(set(order)) != len(order):
         raise ValueError(f"{sample} has an id more than once")

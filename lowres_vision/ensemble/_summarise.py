@@ -33,6 +33,7 @@ from lowres_vision.ensemble._summary import Summary, SummaryRow
 from lowres_vision.ensemble._vote import geometric_mean_vote, hard_vote, soft_vote, tied_rows
 
 Weights = Literal["selected", "equal"]
+Views = Literal["selected", "all"]
 
 
 def summarise(
@@ -40,6 +41,7 @@ def summarise(
     *,
     metric: Metric = "macro_f1",
     weights: Weights = "selected",
+    views: Views = "selected",
     rounds: int = 50,
     merged: str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -47,10 +49,10 @@ def summarise(
     """Blend the runs of several models, and tell what each member and blend is worth.
 
     Members are models with their seeds. Of several test-time views of a member those that hurt are
-    dropped (:func:`select_views`) and the rest averaged. Weights come from
-    :func:`select_ensemble` or are equal, then a :class:`Temperature`, then, for macro-F1 and where
-    they help, offsets per class (:class:`ClassBias`); the test predictions get the same. Stacking
-    and the unweighted votes stand in the table for comparison.
+    dropped (:func:`select_views`), unless all are asked for, and the rest averaged. Weights come
+    from :func:`select_ensemble` or are equal, then a :class:`Temperature`, then, for macro-F1 and
+    where they help, offsets per class (:class:`ClassBias`); the test predictions get the same.
+    Stacking and the unweighted votes stand in the table for comparison.
 
     The nested estimates repeat the choice of views and of weights without each fold in turn.
     Temperature and offsets are fitted on the nested blend, which is as good as the selected one
@@ -68,8 +70,10 @@ def summarise(
         runs: Folders that :func:`lowres_vision.training.cross_validate` wrote, or folders of such
             folders; all of the same rows, labels and classes.
         metric: ``"accuracy"``, ``"macro_f1"`` or ``"log_loss"``, on all rows at once.
-        weights: ``"selected"``, or ``"equal"``, as of the soft vote: nothing is chosen, which few
-            rows or members as good as each other often reward.
+        weights: ``"selected"``, or ``"equal"``, as of the soft vote, which few rows or members as
+            good as each other often reward.
+        views: ``"selected"``, or ``"all"``. With these and equal weights nothing is chosen, and the
+            score is the one to expect.
         rounds: Of the greedy selection.
         merged: Folder for the merged ledger, which is of one set of files and folds; None keeps
             none.
@@ -85,6 +89,7 @@ def summarise(
     """
     check_choice("metric", metric, get_args(Metric))
     check_choice("weights", weights, get_args(Weights))
+    check_choice("views", views, get_args(Views))
     found = read_runs(runs, merged=merged)
     truth = found.labels
     several = len(np.unique(found.fold_of)) > 1
@@ -92,8 +97,16 @@ def summarise(
     groups = _groups(found)
     every = np.arange(len(truth))
 
-    chosen = [group.choose(truth, every, metric) for group in groups]
-    members = [group.mean(views) for group, views in zip(groups, chosen, strict=True)]
+    def choose(group: _Group, rows: Indices) -> list[int]:
+        """Return the views to average, chosen on ``rows`` alone."""
+        if views == "all" or len(group.views) == 1:
+            return [*range(len(group.views))]
+        seen = [p[rows] for p in group.out_of_fold]
+        kept = select_views(seen, truth[rows], names=group.views, metric=metric).kept
+        return [group.views.index(name) for name in kept]
+
+    chosen = [choose(group, every) for group in groups]
+    members = [group.mean(kept) for group, kept in zip(groups, chosen, strict=True)]
 
     def weigh(stack: Sequence[Floats32], labels: Indices) -> npt.NDArray[np.float64]:
         if weights == "equal":
@@ -107,7 +120,7 @@ def summarise(
     nested_blend = np.empty_like(blend)
     for fold in np.unique(fold_of):
         seen, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
-        without = [group.mean(group.choose(truth, seen, metric)) for group in groups]
+        without = [group.mean(choose(group, seen)) for group in groups]
         unseen_weights = weigh([member[seen] for member in without], truth[seen])
         for values, member in zip(nested, without, strict=True):
             values[held_out] = member[held_out]
@@ -124,14 +137,14 @@ def summarise(
         gain = paired_bootstrap(nested_blend, best, truth, metric=metric, seed=seed)
     test = predicted = None
     if found.test:
-        means = [group.test_mean(views) for group, views in zip(groups, chosen, strict=True)]
+        means = [group.test_mean(kept) for group, kept in zip(groups, chosen, strict=True)]
         voted = torch.from_numpy(soft_vote(means, weights=chosen_weights))
         test = calibrate(voted).numpy()
         if bias is not None and bias.helps:
             voted = ClassBias(bias.offsets)(voted)
         predicted = voted.numpy().argmax(axis=1)
 
-    views_chosen = any(len(group.views) > 1 for group in groups)
+    views_chosen = views == "selected" and any(len(group.views) > 1 for group in groups)
     row = _RowMaker(metric, truth, fold_of, seed, views_chosen)
     return Summary(
         metric=metric,
@@ -142,8 +155,8 @@ def summarise(
         ),
         members=tuple(group.name for group in groups),
         views=tuple(
-            tuple(group.views[view] for view in views)
-            for group, views in zip(groups, chosen, strict=True)
+            tuple(group.views[view] for view in kept)
+            for group, kept in zip(groups, chosen, strict=True)
         ),
         weights=chosen_weights,
         gain=gain,
@@ -166,14 +179,6 @@ class _Group:
     views: tuple[str, ...]
     out_of_fold: tuple[Floats32, ...]  # (N, K) of each view
     test: tuple[Floats32, ...]  # (T, K) of each view, or none
-
-    def choose(self, truth: Indices, rows: Indices, metric: Metric) -> list[int]:
-        """Return the views to average, chosen on ``rows`` alone."""
-        if len(self.views) == 1:
-            return [0]
-        seen = [p[rows] for p in self.out_of_fold]
-        kept = select_views(seen, truth[rows], names=self.views, metric=metric).kept
-        return [self.views.index(name) for name in kept]
 
     def mean(self, views: Sequence[int]) -> Floats32:
         """Return the mean ``(N, K)`` of some views."""

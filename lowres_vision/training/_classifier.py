@@ -43,8 +43,8 @@ class Classifier(L.LightningModule):
     """Trains any model that maps images to ``(B, K)`` outputs, with any loss of this library.
 
     Logged per epoch: ``train_loss``, and on the pooled held-out predictions ``val_loss``,
-    ``val_accuracy`` and ``val_macro_f1`` (the mean over batches of a macro-F1 is another,
-    flattering number). Crops, flips and mixes of a step are a function of ``seed``, epoch and
+    ``val_accuracy`` and ``val_macro_f1`` (the mean over batches of a macro-F1 is another
+    number). Crops, flips and mixes of a step are a function of ``seed``, epoch and
     batch alone.
 
     Gradients accumulated over several batches (Lightning's ``accumulate_grad_batches``) are those

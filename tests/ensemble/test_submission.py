@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowres_vision.ensemble import write_submission
+from lowres_vision.ensemble import check_sample, write_submission
 
 CLASSES = ["Azure Tit", "Finch, amber"]
 
@@ -47,7 +47,15 @@ def test_ids_that_do_not_fit_are_refused(
         write_submission(
             tmp_path / "out.csv", [0] * len(ids), ids=ids, classes=CLASSES, sample=sample
         )
+    with pytest.raises(ValueError, match=words):
+        check_sample(sample, ids=ids, classes=CLASSES)
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_sample_is_checked_before_there_are_predictions(tmp_path: Path, sample: Path) -> None:
+    check_sample(sample, ids=["a", "b"], classes=CLASSES)
+    with pytest.raises(FileNotFoundError, match=r"none\.csv is not a file; give the contest's, or"):
+        check_sample(tmp_path / "none.csv", ids=["a", "b"], classes=CLASSES)
 
 
 def test_a_sample_of_other_classes_is_refused(tmp_path: Path, sample: Path) -> None:

@@ -144,6 +144,25 @@ def test_equal_weights_are_the_soft_vote(tmp_path: Path, make_run: Maker) -> Non
         summarise([tmp_path / "a"], weights="fair")  # type: ignore[arg-type]
 
 
+def test_all_views_and_equal_weights_choose_nothing(tmp_path: Path, make_run: Maker) -> None:
+    strengths = {"plain": 1.5, "flip": 1.2, "upside down": -1.0}
+    for model in "ab":
+        labels, _ = make_run(tmp_path / model, model=model, strengths=strengths)
+    summary = summarise([tmp_path], metric="accuracy", weights="equal", views="all")
+    assert [set(names) for names in summary.views] == [set(strengths)] * 2
+    stacks = [OutOfFold(tmp_path / m / "ledger").probabilities() for m in "ab"]
+    rows = {row.name: row for row in summary.rows}
+    blend, vote = rows["equal weights"], rows["soft vote"]
+    assert blend.score == blend.nested == accuracy(soft_vote(np.concatenate(stacks)), labels)
+    assert (vote.score, vote.nested) == (blend.score, None)
+    every = [np.load(tmp_path / m / "test_probabilities.npz")["probabilities"] for m in "ab"]
+    voted = torch.from_numpy(np.mean(every, axis=(0, 1, 2), dtype=np.float64))
+    expected = Temperature(summary.temperature, reads="probabilities")(voted)
+    np.testing.assert_allclose(summary.test_probabilities, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="`views` must be one of 'selected', 'all', got 'none'"):
+        summarise([tmp_path], views="none")  # type: ignore[arg-type]
+
+
 def test_a_single_hold_out_of_one_model_is_enough(tmp_path: Path, make_run: Maker) -> None:
     make_run(tmp_path, model="a", strengths=PLAIN, folds=1, test_rows=0)
     summary = summarise([tmp_path])
