@@ -189,7 +189,7 @@ class StyleTransfer(nn.Module):
         """Return a manifest in which rare classes are topped up with restyled images.
 
         New rows follow the old ones, so old row numbers stay. They have the label of their content
-        image and the id ``styled-<content id>-<style id>``.
+        image and the id ``styled-<content id>-<style id>``, numbered where that is taken.
 
         **No leak.** Content and style come from ``rows`` alone. Give the training rows of a fold,
         and train on them and the new ones::
@@ -207,13 +207,15 @@ class StyleTransfer(nn.Module):
             folder: Where the PNG files go; made if missing. A file that is there is not made
                 again, so an interrupted call goes on where it stopped.
             to: Number of images that each class shall at least have, or a number by class name.
-            rows: Rows to count and to draw from; default all.
+            rows: Row numbers to count and to draw from; default all.
             style_from: Where a style image comes from, see :func:`draw_style_pairs`.
             seed: Seed of the draw.
             callback: Called as ``callback(done, total)`` after each image.
 
         Raises:
             DataError: If rows are unlabelled or images cannot be decoded.
+            IndexError: If one of ``rows`` is not there.
+            TypeError: If ``rows`` are no row numbers: a mask, say.
             ValueError: If the manifest has a high-resolution column, of which a restyled image
                 has no counterpart; or no pair can be drawn.
         """
@@ -221,14 +223,13 @@ class StyleTransfer(nn.Module):
         if manifest.high is not None:
             raise ValueError(
                 "`manifest` must have single images: a restyled one has no high-resolution "
-                "counterpart; make a manifest of one resolution with `read_csv(image=...)`"
+                "counterpart; leave that out, `dataclasses.replace(manifest, high=None)`"
             )
         names = manifest.classes
-        wanted: dict[int, int] = dict.fromkeys(range(len(names)), to) if isinstance(to, int) else {}
-        if not isinstance(to, int):
-            if unknown := sorted(set(to) - set(names)):
-                raise ValueError(f"`to` names no class of the manifest: {unknown}")
-            wanted = {names.index(name): count for name, count in to.items()}
+        by_name = to if isinstance(to, Mapping) else dict.fromkeys(names, to)
+        if unknown := sorted(set(by_name) - set(names)):
+            raise ValueError(f"`to` names no class of the manifest: {unknown}")
+        wanted = {names.index(name): count for name, count in by_name.items()}
         pairs = draw_style_pairs(
             manifest.labels.tolist(), to=wanted, rows=rows, style_from=style_from, seed=seed
         )

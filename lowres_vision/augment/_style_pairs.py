@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,6 +17,7 @@ from lowres_vision._checks import check_choice, check_range
 from lowres_vision._files import write_whole
 from lowres_vision._random import stream
 from lowres_vision.data import Manifest, decode_image
+from lowres_vision.data._rows import row_numbers
 
 
 class StylePair(NamedTuple):
@@ -45,7 +46,7 @@ def draw_style_pairs(
     Args:
         labels: Class index of each row.
         to: Least number of images of each class, or a number by class index.
-        rows: Rows to count and to draw from; default all.
+        rows: Row numbers to count and to draw from; default all.
         style_from: ``"same"`` draws the style from other images of the same class, so that the
             label is right whether it lies in the content or, as with painters, in the style;
             ``"other"`` from other classes, which keeps shapes and varies textures; ``"any"``
@@ -56,6 +57,8 @@ def draw_style_pairs(
         Pairs by class index, each class in the order drawn.
 
     Raises:
+        IndexError: If a row is not there.
+        TypeError: If ``rows`` are no row numbers: a mask, say.
         ValueError: If a class to be topped up has no image, or no style image is on offer.
 
     Example:
@@ -63,10 +66,9 @@ def draw_style_pairs(
         [StylePair(content=4, style=3, label=1)]
     """
     check_choice("style_from", style_from, ("same", "other", "any"))
-    chosen = list(range(len(labels)) if rows is None else rows)
-    wanted = (
-        dict.fromkeys(sorted({labels[row] for row in chosen}), to) if isinstance(to, int) else to
-    )
+    chosen = row_numbers(range(len(labels)) if rows is None else rows, len(labels)).tolist()
+    found = sorted({labels[row] for row in chosen})
+    wanted = to if isinstance(to, Mapping) else dict.fromkeys(found, to)
     for count in wanted.values():
         check_range("to", count, 0)
     pairs = []
@@ -122,6 +124,7 @@ def add_rows(
     """Restyle what is not in ``folder`` yet; see ``StyleTransfer.top_up``."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = _fingerprint(transfer)
+    device = next(transfer.buffers()).device
     files: list[Path] = []
     for done, pair in enumerate(pairs, start=1):
         content, style = (
@@ -133,33 +136,41 @@ def add_rows(
             name.update(f"{tuple(image.shape)}".encode() + image.numpy().tobytes())
         files.append(folder / f"{name.hexdigest()[:32]}.png")
         if not files[-1].exists():
-            write_whole(files[-1], _png(transfer(content, style)[0]))
+            write_whole(files[-1], _png(transfer(content.to(device), style.to(device))[0]))
         if callback is not None:
             callback(done, len(pairs))
-    ids = tuple(
-        _new_id(manifest.ids[pair.content], manifest.ids[pair.style], number, pairs)
-        for number, pair in enumerate(pairs)
-    )
+    ids = [*manifest.ids]
+    taken = set(ids)
+    for pair in pairs:
+        ids.append(_new_id(manifest.ids[pair.content], manifest.ids[pair.style], taken))
+        taken.add(ids[-1])
     labels = np.array([pair.label for pair in pairs], dtype=np.int64)
 
     def extended(cells: tuple[str, ...]) -> tuple[str, ...]:
         return (*cells, *(cells[pair.content] for pair in pairs))
 
-    paths = (Path(os.path.relpath(file, manifest.root)).as_posix() for file in files)
+    place = os.path.relpath(folder, manifest.root)
+    if place.startswith(".."):  # a step up leads elsewhere from where a link has led to
+        place = os.path.relpath(folder.resolve(), manifest.root.resolve())
+    paths = ((Path(place) / file.name).as_posix() for file in files)
     return replace(
         manifest,
         low=(*manifest.low, *paths),
-        ids=(*manifest.ids, *ids),
+        ids=tuple(ids),
         labels=np.concatenate([manifest.labels, labels]),
         groups=None if manifest.groups is None else extended(manifest.groups),
         columns={name: extended(cells) for name, cells in manifest.columns.items()},
     )
 
 
-def _new_id(content: str, style: str, number: int, pairs: Sequence[StylePair]) -> str:
-    """Return an id, numbered where a pair comes again once all its styles have been used."""
-    earlier = pairs[:number].count(pairs[number])
-    return f"styled-{content}-{style}" + (f"-{earlier + 1}" if earlier else "")
+def _new_id(content: str, style: str, taken: Container[str]) -> str:
+    """Return an id, numbered where it is taken: a pair comes again once its styles are used up."""
+    new = name = f"styled-{content}-{style}"
+    number = 1
+    while new in taken:
+        number += 1
+        new = f"{name}-{number}"
+    return new
 
 
 def _fingerprint(transfer: nn.Module) -> str:

@@ -50,7 +50,11 @@ def write_table(path: Path, columns: Iterable[tuple[str, Sequence[str]]]) -> Pat
         if times > 1:
             raise ValueError(f"two columns of {path} would be named {name!r}; name one of them")
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    # The writer quotes a line feed, but a carriage return only where lines end with one.
+    odd = any("\r" in cell for column in (header, *cells) for cell in column)
+    writer = csv.writer(
+        text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+    )
     writer.writerow(header)
     writer.writerows(zip(*cells, strict=True))
     write_whole(path, text.getvalue().encode())

@@ -98,7 +98,7 @@ def make_toy_folders(
     a CSV come in.
 
     Args:
-        folder: Where to write; made if missing.
+        folder: Where to write; made if missing. What lies there already stays.
         classes: Number of classes, 2..25.
         per_class: Pictures of each class by split, one number or one for each class, e.g.
             ``{"train": (30, 8, 3), "test": 10}``; default is 30 in ``train``, 10 in ``val`` and
@@ -119,7 +119,7 @@ def make_toy_folders(
     folder = Path(folder)
     random = np.random.default_rng(seed)
     for split, count in (per_class or {"train": 30, "val": 10, "test": 10}).items():
-        counts = [count] * classes if isinstance(count, int) else list(count)
+        counts = list(count) if isinstance(count, Iterable) else [count] * classes
         if len(counts) != classes or min(counts) < 1:
             raise ValueError(
                 f"`per_class` must be a number >= 1 or one for each of {classes} classes, got "

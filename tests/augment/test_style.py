@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lowres_vision.augment import (
+    StylePair,
     StyleTransfer,
     content_loss,
     draw_style_pairs,
@@ -16,6 +18,7 @@ from lowres_vision.augment import (
     total_variation,
 )
 from lowres_vision.augment._features import Features, vgg19_layers
+from lowres_vision.augment._style_pairs import add_rows
 from lowres_vision.data import DataError, Manifest, MultiResolutionDataset, decode_image
 
 
@@ -289,6 +292,56 @@ def test_top_up_refusals(toy: Path, singles: Manifest, tmp_path: Path) -> None:
         made.top_up(Manifest.read_csv(toy / "test.csv"), tmp_path, to=20)
     with pytest.raises(ValueError, match=r"`to` names no class of the manifest: \['Wren'\]"):
         made.top_up(singles, tmp_path, to={"Wren": 3})
+    mask = np.arange(len(singles)) > 0
+    for rows in (mask, mask.tolist()):
+        with pytest.raises(TypeError, match=r"of a mask give `numpy\.flatnonzero"):
+            made.top_up(singles, tmp_path, to=20, rows=rows)
+
+
+def test_top_up_takes_numbers_of_numpy_and_one_resolution_of_pairs(
+    toy: Path, singles: Manifest, tmp_path: Path
+) -> None:
+    most = np.bincount(singles.labels).max()
+    made = transfer(steps=1).top_up(singles, tmp_path, to=most - 7, rows=np.arange(len(singles)))
+    assert made.class_counts()["Amber Finch"] == most - 7
+    pairs = Manifest.read_csv(toy / "train.csv")
+    assert transfer().top_up(replace(pairs, high=None), tmp_path, to=2).low == pairs.low
+
+
+def test_top_up_gives_each_row_an_id_of_its_own(singles: Manifest, tmp_path: Path) -> None:
+    few = np.flatnonzero(singles.labels == 0)[:3]
+    manifest = replace(singles.take(few), ids=("1", "1-1", "2"))  # 1 after 1-1, 1-1 after 1
+    rows, made = [0, 1, 2], transfer(steps=1)
+    once = made.top_up(manifest, tmp_path, to={"Amber Finch": 9})
+    again = made.top_up(once, tmp_path, to={"Amber Finch": 9}, rows=rows)
+    assert len(again) == len(set(again.ids)) == 15
+
+
+def test_top_up_finds_its_files_from_behind_a_link(singles: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(singles.root, target_is_directory=True)
+    linked = replace(singles, root=tmp_path / "linked")
+    made = transfer(steps=1).top_up(linked, tmp_path / "styled", to={"Amber Finch": 5})
+    assert MultiResolutionDataset(made)[len(made) - 1].image.shape == (3, 64, 64)
+
+
+class OnMeta(nn.Module):
+    """Notes where images come to it, on a device that every machine has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3, device="meta"), persistent=False)
+        self.met: list[str] = []
+
+    def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        self.met += [content.device.type, style.device.type]
+        return images(1)
+
+
+def test_images_go_to_the_device_of_the_network(singles: Manifest, tmp_path: Path) -> None:
+    module = OnMeta()
+    pairs = [StylePair(content=0, style=1, label=0)]
+    add_rows(singles, pairs, tmp_path, module, callback=None)
+    assert module.met == ["meta", "meta"]
 
 
 def test_real_paintings_move_towards_the_style(shared_data: Path) -> None:

@@ -74,8 +74,8 @@ def test_refusals(splits: dict[str, Manifest], toy: Path) -> None:
 
 def test_what_is_written_is_read_back(toy: Path, tmp_path: Path) -> None:
     lines = (toy / "train.csv").read_text().splitlines()
-    odd = ['a "b", c', "two\nlines", " spaces ", "끝", ""]
-    cells = [["genre", "site", "id"], *([odd[n % 5], f"s{n % 3}", f"#{n}"] for n in range(36))]
+    odd = ['a "b", c', "two\nlines", "an old\rMac's", " spaces ", "끝", ""]
+    cells = [["genre", "site", "id"], *([odd[n % 6], f"s{n % 3}", f"#{n}"] for n in range(36))]
     with (tmp_path / "all.csv").open("w", newline="", encoding="utf-8") as file:
         rows = (line.split(",") + more for line, more in zip(lines, cells, strict=True))
         csv.writer(file, delimiter="\t").writerows(rows)

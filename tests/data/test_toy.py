@@ -3,6 +3,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lowres_vision.data import Manifest, decode_image, make_toy_folders, make_toy_pairs
@@ -41,7 +42,7 @@ def test_refusals(wrong: dict[str, int], tmp_path: Path) -> None:
 
 
 def test_folders_hold_the_images_asked_for(tmp_path: Path) -> None:
-    make_toy_folders(tmp_path, classes=3, per_class={"train": 3, "test": 1}, size=32)
+    make_toy_folders(tmp_path, classes=3, per_class={"train": np.int64(3), "test": 1}, size=32)
     for split, count in (("train", 3), ("test", 1)):
         classes = sorted((tmp_path / split).iterdir())
         assert len(classes) == 3
