@@ -63,6 +63,7 @@ def test_it_prints_the_table_and_writes_what_it_is_asked_for(
     [
         (["ensemble", "nowhere"], "nowhere holds no ledger"),
         (["ensemble", "{runs}", "--submission", "out.csv", "--sample", "none.csv"], "none.csv"),
+        (["ensemble", "{runs}", "--sample", "none.csv"], "--sample is to check --submission by"),
         (["ensemble"], "the following arguments are required: runs"),
         ([], "the following arguments are required: COMMAND"),
         (["ensemble", "{runs}", "--metric", "f1"], "invalid choice: 'f1'"),
@@ -83,3 +84,14 @@ def test_it_runs_as_a_module_and_needs_no_extra(runs: Path) -> None:
     code += "runpy.run_module('lowres_vision', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("macro_f1")
+
+
+def test_an_extra_that_is_missing_is_one_sentence(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "lowres_vision.plots", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["ensemble", str(runs), "--picture", "table.png"])
+    assert stop.value.code == 2
+    assert "pip install 'lowres-vision[plot]'" in capsys.readouterr().err

@@ -96,7 +96,12 @@ class OutOfFold:
         folder = Path(folder)
         if (folder / "ledger.json").exists():
             ledger = cls(folder)
-            ledger._rows.refuse_foreign(**rows.header())
+            try:
+                ledger._rows.refuse_foreign(**rows.header())
+            except ValueError as error:
+                raise ValueError(
+                    f"{folder} holds another ledger: {error}; name another folder, or delete it"
+                ) from None
             if not ledger._rows.same_rows(rows):
                 raise ValueError(f"{folder} holds a ledger of other labels or another row order")
             return ledger

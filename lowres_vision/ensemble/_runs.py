@@ -1,7 +1,9 @@
 """The predictions of several runs as one: ledgers merged or joined, test predictions by member."""
 
+import io
 import os
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lowres_vision.ensemble._inputs import Indices
+from lowres_vision.ensemble._inputs import Indices, check_rows
 from lowres_vision.ensemble._ledger import OutOfFold
 from lowres_vision.ensemble._ledger_entry import Member
 from lowres_vision.ensemble._ledger_rows import LedgerRows
@@ -64,8 +66,8 @@ def read_runs(
     Raises:
         FileNotFoundError: If a folder has no ledger.
         ValueError: If the ledgers are not of the same rows, labels and classes, disagree on an
-            entry, lack folds or share weights; if the test predictions are of other rows or
-            classes; if ``merged`` is given and files or folds differ.
+            entry, have none, lack folds or share weights; if the test predictions are of other rows
+            or classes, or damaged; if ``merged`` is given and files or folds differ.
     """
     if not runs:
         raise ValueError("`runs` must name at least one folder, got none")
@@ -135,8 +137,11 @@ def _merge(folders: Sequence[Path], rows: LedgerRows, merged: str | os.PathLike[
         data_hash=rows.data_hash,
     )
     for folder in folders:
+        other = OutOfFold(folder)
+        if not other.members():
+            raise ValueError(f"{folder} has no entries yet; finish the run, or leave it out")
         try:
-            ledger.merge(folder)
+            ledger.merge(other)
         except ValueError as error:
             raise ValueError(f"{folder} does not fit {folders[0]}: {error}") from None
     return ledger
@@ -178,12 +183,14 @@ def read_test_votes(
 ) -> tuple[tuple[str, ...], npt.NDArray[np.float64]]:
     """Return the test ids and what each fold's models of all runs vote, ``(F, T, K)``.
 
-    All members count equally. A fold's models have not seen the rows that it holds out; those of
-    the other folds have, and are not mixed in.
+    All members count equally; one that is found twice, in a copy of its run, say, counts once. A
+    fold's models have not seen the rows that it holds out; those of the other folds have, and are
+    not mixed in.
 
     Raises:
         FileNotFoundError: If a folder has no ledger or no test predictions.
-        ValueError: If a run is of other folds than ``fold_hash``, other classes or other test rows.
+        ValueError: If a run is of other folds than ``fold_hash``, other classes or other test rows,
+            or its test predictions are damaged.
     """
     ids: tuple[str, ...] = ()
     votes: list[Floats32] = []
@@ -195,9 +202,11 @@ def read_test_votes(
             )
         file = folder.parent / _TEST
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; give `test` to the run that writes it")
+            raise FileNotFoundError(
+                f"{file} is missing; give `test` to the run that writes it, and let it finish"
+            )
         ids, found = _read_test(file, tuple(classes), ids)
-        votes += found.values()
+        votes += [p for p in found.values() if not any(np.array_equal(p, q) for q in votes)]
     return ids, np.mean(votes, axis=0, dtype=np.float64)
 
 
@@ -218,21 +227,37 @@ def _read_test(
     file: Path, classes: tuple[str, ...], ids: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[Member, Floats32]]:
     """Return the ids, those given if any, and each member's ``(F, T, K)`` in their order."""
-    with np.load(file, allow_pickle=False) as arrays:
-        if tuple(arrays["classes"].tolist()) != classes:
-            raise ValueError(f"{file} has other classes than the ledger, or another order")
-        found = arrays["ids"].tolist()
-        ids = ids or tuple(found)
-        row_of = {name: row for row, name in enumerate(found)}
-        if len(row_of) < len(found):
-            raise ValueError(f"{file} has an id more than once")
-        if unlike := sorted(set(ids) ^ set(row_of)):
-            raise ValueError(
-                f"{file} is of other test rows than those before: {len(unlike)} stand in one "
-                f"alone, the first is {unlike[0]!r}"
-            )
-        order = np.array([row_of[name] for name in ids], dtype=np.int64)
-        columns = (arrays[name].tolist() for name in ("models", "seeds", "views"))
-        members = [Member(*member) for member in zip(*columns, strict=True)]
-        stack = arrays["probabilities"][:, :, order]
-        return ids, dict(zip(members, stack, strict=True))
+    found, named, stacks = read_test(file)
+    if named != classes:
+        raise ValueError(f"{file} has other classes than the ledger, or another order")
+    ids = ids or found
+    row_of = {name: row for row, name in enumerate(found)}
+    if len(row_of) < len(found):
+        raise ValueError(f"{file} has an id more than once")
+    if unlike := sorted(set(ids) ^ set(row_of)):
+        raise ValueError(
+            f"{file} is of other test rows than those before: {len(unlike)} stand in one "
+            f"alone, the first is {unlike[0]!r}"
+        )
+    for fold in (p for stack in stacks.values() for p in stack):
+        check_rows(str(file), fold)
+    order = np.array([row_of[name] for name in ids], dtype=np.int64)
+    return ids, {member: stack[:, order] for member, stack in stacks.items()}
+
+
+def read_test(file: Path) -> tuple[tuple[str, ...], tuple[str, ...], dict[Member, Floats32]]:
+    """Return ids, classes and each member's ``(F, T, K)`` of a ``test_probabilities.npz``.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+            columns = (arrays[name].tolist() for name in ("models", "seeds", "views"))
+            members = [Member(*member) for member in zip(*columns, strict=True)]
+            ids, classes = (tuple(arrays[name].tolist()) for name in ("ids", "classes"))
+            return ids, classes, dict(zip(members, arrays["probabilities"], strict=True))
+    except (EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); delete it and call cross_validate again"
+        ) from None

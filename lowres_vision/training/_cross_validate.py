@@ -25,7 +25,7 @@ from lowres_vision.training._fold import Precision
 from lowres_vision.training._isolate import in_own_process
 from lowres_vision.training._outcome import collect, save
 from lowres_vision.training._pseudo_labels import PseudoLabels, labels_sha256
-from lowres_vision.training._ranks import is_first_process
+from lowres_vision.training._ranks import from_all_processes, is_first_process
 from lowres_vision.training._result import CrossValidation
 from lowres_vision.training._run import (
     Build,
@@ -161,7 +161,8 @@ def cross_validate(
             missing; told before training starts.
         FileExistsError: If ``out`` holds runs with other settings, or another process is at one.
         ValueError: If an argument is out of range, ``build`` makes a model of another number of
-            classes, or the ledger in ``out`` is for other rows.
+            classes, ``out`` lies within the runs of ``pseudo_labels``, or its ledger is for other
+            rows.
         TypeError: If an argument is of another kind, or ``isolate`` cannot send it to another
             process.
     """
@@ -205,6 +206,12 @@ def cross_validate(
         if test is None:
             raise ValueError("`test` must be given with `pseudo_labels`, which label its rows")
         MultiResolutionDataset(test, resolution=resolution)
+        place = Path(out).resolve()
+        if any(place.is_relative_to(Path(run).resolve()) for run in pseudo_labels.runs):
+            raise ValueError(
+                f"`out` must lie outside of the runs of `pseudo_labels`, whose votes its own would "
+                f"join when it is called again, got {out}"
+            )
     out = Path(out)
     scored = np.flatnonzero(fold_of >= 0)
     ids = [manifest.ids[row] for row in scored]
@@ -264,6 +271,7 @@ def cross_validate(
     result = collect(runs, manifest, fold_of)
     if is_first_process():
         save(result, manifest, test, data, out)
+    from_all_processes(None)  # none goes on, to what reads these files, say, before they are there
     return result
 
 

@@ -1,7 +1,7 @@
 """The outcome of finished runs: read from their folders, and written for all of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,14 @@ import numpy.typing as npt
 
 from lowres_vision._files import write_arrays, write_whole
 from lowres_vision.data import Manifest
-from lowres_vision.ensemble import Member
+from lowres_vision.ensemble import Member, OutOfFold
+from lowres_vision.ensemble._runs import read_test
 from lowres_vision.training._describe import commit, versions
-from lowres_vision.training._result import CrossValidation
+from lowres_vision.training._result import CrossValidation, Floats
 from lowres_vision.training._run import Arrays, Run, outcome
+
+_TEST = "test_probabilities.npz"
+_MEMBER = ("models", "seeds", "views")
 
 
 def collect(
@@ -52,19 +56,14 @@ def save(
 ) -> None:
     """Write what all runs learned into ``out``, with the settings ``data`` they share."""
     one = len(result.members) == 1
-    names: Arrays = {
-        "models": np.array([member.model for member in result.members]),
-        "seeds": np.array([member.seed for member in result.members]),
-        "views": np.array([member.view for member in result.members]),
-    }
     arrays: Arrays = {"fold_of": result.fold_of, "labels": result.labels}
     arrays["probabilities"] = result.stack[0] if one else result.stack
     if test is not None and result.test_stack is not None:
         arrays["test_probabilities"] = result.test_stack[0] if one else result.test_stack
-        ids, classes = np.array(test.ids), np.array(manifest.classes)
-        predicted: Arrays = {"ids": ids, "classes": classes, "probabilities": result.test_stack}
-        write_arrays(out / "test_probabilities.npz", {**names, **predicted})
-    write_arrays(out / "out_of_fold.npz", arrays if one else {**arrays, **names})
+        predicted = dict(zip(result.members, result.test_stack, strict=True))
+        write_tests(out, predicted, ids=test.ids, classes=manifest.classes)
+    named = {} if one else _by_column(result.members)
+    write_arrays(out / "out_of_fold.npz", {**arrays, **named})
     scores = [
         {
             "model": member.model,
@@ -86,3 +85,46 @@ def save(
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     write_whole(out / "summary.json", text.encode())
+
+
+def write_tests(
+    out: Path, tests: Mapping[Member, Floats], *, ids: Sequence[str], classes: Sequence[str]
+) -> None:
+    """Write ``(folds, M, K)`` predictions of the test rows beside those of the other members.
+
+    Views are predicted after their runs, and a call may be of some seeds alone. What is no member
+    of the ledger in ``out``, or of other rows, goes.
+    """
+    every: dict[Member, Floats] = {}
+    if (out / _TEST).is_file():
+        *rows, there = read_test(out / _TEST)
+        if rows == [tuple(ids), tuple(classes)]:
+            known = set(OutOfFold(out / "ledger").members())
+            every = {member: there[member] for member in there if member in known}
+    every |= tests
+    arrays = {**_by_column(every), "ids": np.array(ids), "classes": np.array(classes)}
+    write_arrays(out / _TEST, {**arrays, "probabilities": np.stack([*every.values()])})
+
+
+def read_tests(out: Path, test: Manifest) -> dict[Member, Floats]:
+    """Return each member's ``(folds, M, K)`` predictions of the rows of ``test``.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If they are of other rows, or in another order.
+    """
+    file = out / _TEST
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; give `test` to cross_validate first")
+    ids, _, found = read_test(file)
+    if ids != test.ids:
+        raise ValueError(
+            f"`test` must have the rows that {file} is of, in their order, got {len(test)} rows of "
+            f"{test.source}, and there are {len(ids)}"
+        )
+    return found
+
+
+def _by_column(members: Iterable[Member]) -> Arrays:
+    columns = zip(*members, strict=True)
+    return {name: np.array(values) for name, values in zip(_MEMBER, columns, strict=True)}

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from lowres_vision._batch import collate
 from lowres_vision._checks import check_range
-from lowres_vision._files import write_arrays
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import Manifest, MultiResolutionDataset
 from lowres_vision.ensemble import Member, OutOfFold, TestTimeAugmentation, View
 from lowres_vision.training._classifier import Classifier
+from lowres_vision.training._outcome import read_tests, write_tests
 from lowres_vision.training._run import ledger_hash
 from lowres_vision.training._teacher import Fold, call_build
 from lowres_vision.training._weights import load_weights
@@ -25,7 +25,6 @@ from lowres_vision.training._weights import load_weights
 Build = Callable[..., Classifier]
 Floats = npt.NDArray[np.float32]
 
-_TEST = "test_probabilities.npz"
 _SAME = 0.02  # bf16 and another order of batches move a probability by less
 
 
@@ -64,15 +63,18 @@ def predict_views(
         reports as cost.
 
     Raises:
-        FileNotFoundError: If ``out`` has no ledger or a run's weights are gone.
+        FileNotFoundError: If ``out`` has no ledger, no predictions of test rows where there is
+            ``test``, or a run's weights are gone.
         TypeError: If there are views alone, and the run's transform is no ``BatchTransform``.
-        ValueError: If a run is unfinished, is of other data or has no ``build``, a plain view
-            differs from the run's own predictions, or there are views alone and the run's images
-            took a detour (``via``).
+        ValueError: If a run is unfinished, is of other data or has no ``build``, ``test`` has other
+            rows than the runs predicted or another order, a plain view differs from the run's own
+            predictions, or there are views alone and the run's images took a detour (``via``).
     """
     check_range("batch_size", batch_size, 1)
     out = Path(out)
     ledger = OutOfFold(out / "ledger")
+    if test is not None:
+        read_tests(out, test)  # other rows are told before hours are spent on them
     row_of = {name: row for row, name in enumerate(manifest.ids)}
     seconds: dict[str, dict[str, float]] = {}
     tested: dict[Member, dict[int, Floats]] = {}
@@ -116,7 +118,11 @@ def predict_views(
                 if view != "plain":
                     tested.setdefault(Member(model, seed, view), {})[fold] = probabilities
     if test is not None:
-        _add_tests(out / _TEST, tested)
+        stacks = {
+            member: np.stack([by_fold[fold] for fold in sorted(by_fold)])
+            for member, by_fold in tested.items()
+        }
+        write_tests(out, stacks, ids=test.ids, classes=ledger.classes)
     return seconds
 
 
@@ -192,18 +198,3 @@ def _refuse_other_images(augmented: TestTimeAugmentation, answers: Floats, folde
             f"`augment` shows images otherwise than the transform of {folder} did: its plain view "
             f"is off the run's own predictions by {off:.3f}; compare size, mean, std and mode"
         )
-
-
-def _add_tests(file: Path, tested: Mapping[Member, Mapping[int, Floats]]) -> None:
-    """Set the members' test predictions beside those that are there."""
-    with np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    names = ("models", "seeds", "views")
-    old = [Member(*member) for member in zip(*(arrays[n].tolist() for n in names), strict=True)]
-    kept = [place for place, member in enumerate(old) if member not in tested]
-    members = [old[place] for place in kept] + list(tested)
-    stacks = [np.stack([by_fold[fold] for fold in sorted(by_fold)]) for by_fold in tested.values()]
-    arrays["probabilities"] = np.stack([*arrays["probabilities"][kept], *stacks])
-    for name, values in zip(names, zip(*members, strict=True), strict=True):
-        arrays[name] = np.array(values)
-    write_arrays(file, arrays)

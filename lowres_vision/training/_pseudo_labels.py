@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -18,18 +17,18 @@ class PseudoLabels:
     """The test rows as further training rows, with labels that earlier runs voted for.
 
     In each fold the earlier models *of that fold* vote, every run, seed and view with the same
-    weight, and rows whose winner has ``confidence`` of the vote join those that the fold trains on.
-    The models of all other folds have learned from the rows that this fold is scored on; their
-    labels would hand that knowledge on, and the out-of-fold score would be too good. Runs of other
-    folds are refused for the same reason.
+    weight, a copy of one with none. Rows whose winner has ``confidence`` of the vote join those
+    that the fold trains on. The models of all other folds have learned from the rows that this fold
+    is scored on; their labels would hand that knowledge on, and the out-of-fold score would be too
+    good. Runs of other folds are refused for the same reason.
 
     The test rows' own labels, if they have any, are not read. Models trained so have seen the test
     pictures, which a contest allows and a measurement of unseen pictures does not: the out-of-fold
     score, whose pictures they have not seen, stays one.
 
     Args:
-        runs: Folders that :func:`cross_validate` wrote, with the folds and the ``test`` of the new
-            run.
+        runs: Folders that :func:`cross_validate` wrote, or folders of such folders, with the folds
+            and the ``test`` of the new run, which must lie outside of them.
         confidence: Least mean probability of the winning class, 0 to 1.
 
     Raises:
@@ -63,8 +62,8 @@ class PseudoLabels:
 
         Raises:
             FileNotFoundError: If a run has no ledger or predicted no test rows.
-            ValueError: If a run is of other folds, classes or test rows, or no row of a fold
-                reaches ``confidence``.
+            ValueError: If a run is of other folds, classes or test rows, its test predictions are
+                damaged, or no row of a fold reaches ``confidence``.
         """
         ids, votes = read_test_votes(self.runs, classes=classes, fold_hash=fold_hash)
         place_of = {name: place for place, name in enumerate(ids)}
@@ -86,31 +85,36 @@ class PseudoLabels:
         return labelled
 
 
-def join_labelled(manifest: Manifest, added: Manifest, *, high: bool) -> Manifest:
-    """Return ``manifest`` and after it the rows ``added``, which may lie in another folder.
+def join_labelled(manifest: Manifest, test: Manifest, added: Manifest, *, high: bool) -> Manifest:
+    """Return ``manifest`` and after it all of ``test``, which may lie in another folder.
+
+    The rows are the same whatever was ``added``, so that the folds share a cache of their images.
 
     Args:
         manifest: Its rows keep their numbers.
-        added: Rows with labels of the same classes.
+        test: Its rows have the labels that they have in ``added``, and no others.
+        added: Some rows of ``test``, with labels of the classes of ``manifest``.
         high: Whether the high-resolution images are asked for; both must then have them.
     """
+    label_of = dict(zip(added.ids, added.labels.tolist(), strict=True))
 
     def moved(paths: tuple[str, ...]) -> tuple[str, ...]:
-        if added.root == manifest.root:
-            return paths
-        found = (os.path.relpath(added.root / path, manifest.root) for path in paths)
-        return tuple(Path(path).as_posix() for path in found)
+        # Absolute: a way there from `manifest.root` would be another where that is a link.
+        same = test.root == manifest.root
+        return paths if same else tuple(str((test.root / path).absolute()) for path in paths)
 
     return Manifest.join(
         [
             replace(manifest, high=manifest.high if high else None, groups=None),
             replace(
-                added,
+                test,
                 root=manifest.root,
-                low=moved(added.low),
-                high=moved(added.high) if high and added.high is not None else None,
+                low=moved(test.low),
+                high=moved(test.high) if high and test.high is not None else None,
                 # Both sets may count from 0.
-                ids=tuple(f"{added.source}: {name}" for name in added.ids),
+                ids=tuple(f"{test.source}: {name}" for name in test.ids),
+                labels=np.array([label_of.get(name, -1) for name in test.ids], dtype=np.int64),
+                classes=manifest.classes,
                 groups=None,
             ),
         ]

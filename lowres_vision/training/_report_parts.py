@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from sklearn.metrics import precision_recall_fscore_support
 
 from lowres_vision.data import Manifest, MultiResolutionDataset
-from lowres_vision.ensemble import accuracy, macro_f1, soft_vote
+from lowres_vision.ensemble import Member, accuracy, macro_f1, soft_vote
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._html import heading, lines, paragraph, picture, table
 from lowres_vision.training._loggers import flat
+from lowres_vision.training._outcome import read_tests
 from lowres_vision.training._teacher import Fold, call_build
 from lowres_vision.training._weights import load_weights
 
@@ -30,7 +31,7 @@ class Found:
         self.classes: list[str] = summary["classes"]
         members = summary.get("members", [summary])
         best = max(range(len(members)), key=lambda number: members[number]["macro_f1"])
-        self.members, self.member, self.place = members, members[best], best
+        self.members, self.member = members, members[best]
         with np.load(run / "out_of_fold.npz", allow_pickle=False) as arrays:
             self.fold_of = arrays["fold_of"]
             probabilities = arrays["probabilities"]
@@ -179,8 +180,8 @@ def test_images(found: Found, test: Manifest | None, most: int) -> Iterator[str]
         return
     from lowres_vision import plots
 
-    with np.load(found.run / "test_probabilities.npz", allow_pickle=False) as arrays:
-        vote = soft_vote(arrays["probabilities"][found.place])
+    member = Member(found.member["model"], found.member["seed"], "plain")
+    vote = soft_vote(read_tests(found.run, test)[member])
     truth = test.labels if test.labelled else None
     yield heading("Test")
     if truth is None:

@@ -84,7 +84,7 @@ class Run:
         build: Returns a fresh classifier.
         manifest: Labelled rows.
         test: Rows to predict besides.
-        added: Rows with pseudo-labels that are trained on besides.
+        added: Rows of ``test`` with pseudo-labels, which are trained on besides.
         settings: Of all runs.
         made_of: Description of all of this that the outcome depends on.
     """
@@ -256,9 +256,10 @@ def _enter(run: Run, book: dict[str, Any], arrays: Arrays) -> None:
 def _data(run: Run) -> PairsDataModule:
     settings = run.settings
     known, train = run.manifest, np.flatnonzero(run.fold_of != run.fold)
-    if run.added is not None:
-        known = join_labelled(known, run.added, high=settings.resolution != "low")
-        train = np.append(train, np.arange(len(run.manifest), len(known)))
+    if run.added is not None and run.test is not None:
+        known = join_labelled(known, run.test, run.added, high=settings.resolution != "low")
+        labelled = np.flatnonzero(known.labels >= 0)
+        train = np.append(train, labelled[labelled >= len(run.manifest)])
     cached = partial(MultiResolutionDataset, cache=settings.cache)
     samples = cached(known, rows=train, resolution=settings.resolution, seed=run.seed)
     sampler = None

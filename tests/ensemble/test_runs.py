@@ -227,3 +227,44 @@ def test_test_predictions_that_do_not_fit_are_refused(
     np.savez(file, **changed)
     with pytest.raises(ValueError, match=words):
         summarise([tmp_path])
+
+
+@pytest.mark.parametrize("data_hash", ["5d41", "9999"])
+def test_a_run_that_has_nothing_yet_is_named(
+    data_hash: str, tmp_path: Path, make_run: Maker
+) -> None:
+    make_run(tmp_path / "a", model="a", strengths=PLAIN)
+    old = OutOfFold(tmp_path / "a/ledger")
+    OutOfFold.create(
+        tmp_path / "b/ledger", ids=old.ids, labels=old.labels, classes=old.classes,
+        fold_of=old.fold_of, data_hash=data_hash,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"b.ledger has no entries yet; finish the run"):
+        summarise([tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize("damage", ["cut off", "empty", "text", "lacking"])
+def test_damaged_test_predictions_are_named(damage: str, tmp_path: Path, make_run: Maker) -> None:
+    make_run(tmp_path / "a", model="a", strengths=PLAIN)
+    file = tmp_path / "a" / "test_probabilities.npz"
+    if damage == "lacking":
+        with np.load(file) as arrays:
+            np.savez(file, **{name: arrays[name] for name in arrays if name != "views"})
+    else:
+        whole = file.read_bytes()
+        file.write_bytes({"cut off": whole[:-100], "empty": b"", "text": b"none"}[damage])
+    with pytest.raises(ValueError, match=r"a.test_probabilities\.npz is damaged .*; delete it"):
+        summarise([tmp_path])
+
+
+def test_test_predictions_that_are_no_probabilities_are_named(
+    tmp_path: Path, make_run: Maker
+) -> None:
+    make_run(tmp_path / "a", model="a", strengths=PLAIN)
+    file = tmp_path / "a" / "test_probabilities.npz"
+    with np.load(file) as arrays:
+        changed = {**arrays}
+    changed["probabilities"][0, 1, 3] = np.nan
+    np.savez(file, **changed)
+    with pytest.raises(ValueError, match=r"test_probabilities\.npz` must be finite"):
+        summarise([tmp_path])

@@ -191,6 +191,7 @@ def work(job: dict, rank: int) -> None:
         devices=world,
         strategy=job["strategy"] if world > 1 else "auto",
     )
+    assert (Path(job["out"]) / "summary.json").is_file()  # whichever process this is
 
 
 def run(job: dict) -> list[int]:

@@ -1,3 +1,4 @@
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -166,3 +167,26 @@ def test_views_alone_of_another_transform_are_refused(
 
     with pytest.raises(error, match=words):
         predict_views(manifest, {name: partial(build, name) for name in builds}, VIEWS, out=out)
+
+
+def test_views_stay_when_the_runs_are_read_back(finished, builds) -> None:  # type: ignore[no-untyped-def]
+    manifest, test, out = finished
+    predict_views(manifest, builds, augment, out=out, test=test)
+    file = out / "test_probabilities.npz"
+    before = file.read_bytes()
+    settings = {"folds": np.arange(18) % 2, "test": test, "epochs": 1, "batch_size": 9}
+    cross_validate(manifest, builds, out=out, **settings)
+    assert file.read_bytes() == before
+    cross_validate(manifest, {"wide": builds["wide"]}, out=out, **settings)
+    assert file.read_bytes() == before
+
+
+def test_test_rows_of_another_order_are_refused(finished, builds, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    manifest, test, out = finished
+    for rows in (range(5), range(5, -1, -1)):
+        with pytest.raises(ValueError, match=r"`test` must have the rows that .*, in their order"):
+            predict_views(manifest, builds, augment, out=out, test=test.take(rows))
+    shutil.copytree(out, tmp_path / "without")
+    (tmp_path / "without" / "test_probabilities.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="give `test` to cross_validate first"):
+        predict_views(manifest, builds, augment, out=tmp_path / "without", test=test)

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch import nn
 from lowres_vision.augment import BatchTransform
 from lowres_vision.data import BalancedSampler, DataError, Manifest, StratifiedFolds, collate
 from lowres_vision.ensemble import make_views, summarise
+from lowres_vision.ensemble._runs import read_test_votes
 from lowres_vision.losses import CrossEntropyLoss
 from lowres_vision.training import Classifier, PseudoLabels, cross_validate, predict_views
 
@@ -101,6 +104,20 @@ def test_all_runs_seeds_and_views_have_the_same_weight(
     assert all(rows.ids == test.ids for rows in found)
 
 
+def test_a_run_that_is_found_twice_has_the_weight_of_one(
+    train: Manifest, test: Manifest, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    cross_validate(train, build, out=other, folds=FOLDS, test=test, epochs=1, batch_size=16)
+    shutil.copytree(first, tmp_path / "copy")
+    summarise([first], merged=first / "merged")
+    monkeypatch.chdir(tmp_path)
+    options = {"classes": train.classes, "fold_hash": _fold_hash(first)}
+    once = read_test_votes([other, first], **options)[1]
+    twice = read_test_votes([other, "first", tmp_path / "copy", first], **options)[1]
+    np.testing.assert_array_equal(twice, once)
+
+
 def test_rows_are_found_by_id_whatever_their_order(
     train: Manifest, test: Manifest, first: Path
 ) -> None:
@@ -134,6 +151,10 @@ def test_a_finished_run_is_read_back_and_other_labels_are_refused(
         second(train, first, out, test=test)
     with pytest.raises(FileExistsError, match="pseudo_labels_sha256"):
         second(train, first, out, test=test, pseudo_labels=None)
+    for fold in out.glob("fold_*"):
+        shutil.rmtree(fold)
+    with pytest.raises(ValueError, match=r"second.ledger holds another ledger: .*, or delete it"):
+        second(train, first, out, test=test)
 
 
 def test_both_rounds_of_one_model_and_seed_are_blended(
@@ -186,6 +207,27 @@ def test_a_test_set_of_another_folder_and_of_the_same_ids_joins(
     assert np.isfinite(result.probabilities).all()
 
 
+def test_a_test_set_is_found_from_a_training_set_behind_a_link(
+    toy: Path, train: Manifest, test: Manifest, first: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "deep").mkdir()
+    shutil.copytree(toy, tmp_path / "deep" / "toy")
+    (tmp_path / "linked").symlink_to(tmp_path / "deep" / "toy", target_is_directory=True)
+    linked = replace(train, root=tmp_path / "linked")
+    result = second(linked, first, tmp_path / "second", test=test)
+    assert np.isfinite(result.probabilities).all()
+
+
+def test_the_folds_share_a_cache_of_both_sets(
+    train: Manifest, test: Manifest, first: Path, tmp_path: Path
+) -> None:
+    vote(first, [[0, 1, 2], [2, 0]], [[0.9, 0.9, 0.9], [0.9, 0.9]])
+    sure = PseudoLabels([first], confidence=0.6)
+    cache = tmp_path / "cache"
+    second(train, first, tmp_path / "second", test=test, pseudo_labels=sure, cache=cache)
+    assert len(list(cache.glob("*.images"))) == 3  # trained on, held out, test
+
+
 def test_high_images_are_trained_on_where_both_sets_have_them(
     train: Manifest, test: Manifest, first: Path, tmp_path: Path
 ) -> None:
@@ -234,6 +276,9 @@ def test_what_does_not_fit_is_told_before_training(
         second(train, first, out, test=test.take(range(5)))
     with pytest.raises(ValueError, match="`confidence` must be reached by some test row"):
         second(train, first, out, test=test, pseudo_labels=PseudoLabels([first], 1.0))
+    for runs in (tmp_path, os.path.relpath(out)):
+        with pytest.raises(ValueError, match="`out` must lie outside of the runs"):
+            second(train, first, out, test=test, pseudo_labels=PseudoLabels([runs]))
     (first / "test_probabilities.npz").unlink()
     with pytest.raises(FileNotFoundError, match="give `test` to the run"):
         second(train, first, out, test=test)

@@ -87,3 +87,7 @@ def test_any_number_of_workers_gives_the_same_files(machine: Any) -> None:
         )
         votes.add(path.read_bytes())
     assert len(votes) == 1
+
+
+def test_no_process_returns_before_the_files_are_there(machine: Any) -> None:
+    machine.finish(machine.folder / "there", world=2, workers=0, model="plain", slow_disk=0)

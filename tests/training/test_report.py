@@ -219,3 +219,22 @@ def test_without_metrics_there_are_no_curves(manifest: Manifest, tmp_path: Path)
     folds = np.arange(len(manifest)) % 2 - 1
     cross_validate(manifest, build, out=tmp_path, folds=folds, epochs=1, logger=())
     assert "No run has a metrics.csv" in Page(write_report(tmp_path)).text
+
+
+def test_the_test_rows_are_predicted_by_the_member_shown(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    test = manifest.take(range(0, 36, 2))
+    settings = {"folds": StratifiedFolds(2, seed=0), "epochs": 1, "batch_size": 12, "test": test}
+    cross_validate(manifest, build, out=tmp_path, seeds=[0], **settings)
+    found = cross_validate(manifest, build, out=tmp_path, seeds=[1], **settings)
+    right = float((found.test_probabilities.mean(axis=0).argmax(axis=1) == test.labels).mean())
+    assert right < 1
+    file = tmp_path / "test_probabilities.npz"
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    assert arrays["seeds"].tolist() == [0, 1]
+    arrays["probabilities"][0] = np.eye(3)[test.labels]  # the other member is never wrong
+    np.savez(file, **arrays)
+    page = Page(write_report(tmp_path, test=test))
+    assert f"Accuracy {right:.4f}" in page.text[page.text.index("Test") :]
