@@ -62,8 +62,8 @@ class Manifest(Rows):
                 commas, semicolons or tabs.
             image: Column of image paths; must be there. ``./a.png`` and ``.\a.png`` are both read
                 as relative to ``root``.
-            high_resolution: Column of high-resolution paths. Where the default name is missing
-                the rows are single images.
+            high_resolution: Column of high-resolution paths. Where the default name is missing,
+                or is that of ``image``, the rows are single images.
             label: Column of class names. Where the default name is missing the rows are
                 unlabelled, as in a test set; :meth:`require_labels` refuses that later.
             id: Column of ids. Where the default name is missing the image paths serve.

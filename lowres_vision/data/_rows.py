@@ -108,7 +108,7 @@ def read_rows(
         source=path,
         root=root,
         low=low,
-        high=paths.get(high_resolution),
+        high=None if high_resolution == image else paths.get(high_resolution),
         ids=low if ids is None else tuple(ids),
         labels=labels if names is not None else np.full(len(low), -1, dtype=np.int64),
         classes=known,

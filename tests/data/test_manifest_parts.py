@@ -36,6 +36,14 @@ def test_taken_rows_keep_order_and_columns(toy: Path) -> None:
     assert part.labels.tolist() == manifest.labels[rows].tolist()
 
 
+def test_the_high_images_alone_are_single_images(toy: Path) -> None:
+    both = Manifest.read_csv(toy / "train.csv")
+    alone = Manifest.read_csv(toy / "train.csv", image="upscale_img_path")
+    assert alone.low == both.high
+    assert alone.high is None
+    assert alone.columns["img_path"][0] == f"./{both.low[0]}"
+
+
 def test_a_split_column_makes_two_sets(toy: Path, tmp_path: Path) -> None:
     lines = (toy / "train.csv").read_text().splitlines()
     marked = [f"{line},{'split' if not n else 'ab'[n % 2]}" for n, line in enumerate(lines)]
