@@ -160,7 +160,8 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
     if settings.style_backbone is not None:
         torch.manual_seed(0)  # without weights, the same network in every call
         weights = settings.checkpoint_paths.get(settings.style_backbone)
-        judge = network(settings, settings.style_backbone, len(counts), weights).backbone
+        plain = dataclasses.replace(settings, timm_args={})  # which are for the rows' backbones
+        judge = network(plain, settings.style_backbone, len(counts), weights).backbone
     transfer = StyleTransfer(
         judge,
         content_layers=settings.content_layers,
