@@ -19,7 +19,7 @@ from lowres_vision.ensemble._ledger_rows import LedgerRows
 
 Floats32 = npt.NDArray[np.float32]
 
-_TEST = "test_probabilities.npz"
+TEST_FILE = "test_probabilities.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,7 @@ def read_test_votes(
                 f"{folder} is of other folds or rows: its models may have seen what is held out "
                 f"here; name runs of the same folds"
             )
-        file = folder.parent / _TEST
+        file = folder.parent / TEST_FILE
         if not file.is_file():
             raise FileNotFoundError(
                 f"{file} is missing; give `test` to the run that writes it, and let it finish"
@@ -215,7 +215,9 @@ def _read_tests(
 ) -> tuple[tuple[str, ...], dict[Member, Floats32]]:
     ids: tuple[str, ...] = ()
     test: dict[Member, Floats32] = {}
-    files = [(folder.parent / _TEST, n) for f, n in zip(alike, names, strict=True) for folder in f]
+    files = [
+        (folder.parent / TEST_FILE, n) for f, n in zip(alike, names, strict=True) for folder in f
+    ]
     for file, named in files:
         if file.is_file():
             ids, found = _read_test(file, classes, ids)

@@ -200,19 +200,18 @@ def cross_validate(
     for rows in (manifest, test):
         if rows is not None:
             MultiResolutionDataset(rows, resolution=held_out_resolution)
+    out = Path(out)
     if pseudo_labels is not None:
         if not isinstance(pseudo_labels, PseudoLabels):
             raise TypeError(f"`pseudo_labels` must be a PseudoLabels, got {pseudo_labels!r}")
         if test is None:
             raise ValueError("`test` must be given with `pseudo_labels`, which label its rows")
         MultiResolutionDataset(test, resolution=resolution)
-        place = Path(out).resolve()
-        if any(place.is_relative_to(Path(run).resolve()) for run in pseudo_labels.runs):
+        if any(out.resolve().is_relative_to(Path(run).resolve()) for run in pseudo_labels.runs):
             raise ValueError(
                 f"`out` must lie outside of the runs of `pseudo_labels`, whose votes its own would "
                 f"join when it is called again, got {out}"
             )
-    out = Path(out)
     scored = np.flatnonzero(fold_of >= 0)
     ids = [manifest.ids[row] for row in scored]
     data = {

@@ -11,12 +11,11 @@ import numpy.typing as npt
 from lowres_vision._files import write_arrays, write_whole
 from lowres_vision.data import Manifest
 from lowres_vision.ensemble import Member, OutOfFold
-from lowres_vision.ensemble._runs import read_test
+from lowres_vision.ensemble._runs import TEST_FILE, read_test
 from lowres_vision.training._describe import commit, versions
 from lowres_vision.training._result import CrossValidation, Floats
 from lowres_vision.training._run import Arrays, Run, outcome
 
-_TEST = "test_probabilities.npz"
 _MEMBER = ("models", "seeds", "views")
 
 
@@ -96,14 +95,14 @@ def write_tests(
     of the ledger in ``out``, or of other rows, goes.
     """
     every: dict[Member, Floats] = {}
-    if (out / _TEST).is_file():
-        *rows, there = read_test(out / _TEST)
+    if (out / TEST_FILE).is_file():
+        *rows, there = read_test(out / TEST_FILE)
         if rows == [tuple(ids), tuple(classes)]:
             known = set(OutOfFold(out / "ledger").members())
             every = {member: there[member] for member in there if member in known}
     every |= tests
     arrays = {**_by_column(every), "ids": np.array(ids), "classes": np.array(classes)}
-    write_arrays(out / _TEST, {**arrays, "probabilities": np.stack([*every.values()])})
+    write_arrays(out / TEST_FILE, {**arrays, "probabilities": np.stack([*every.values()])})
 
 
 def read_tests(out: Path, test: Manifest) -> dict[Member, Floats]:
@@ -113,7 +112,7 @@ def read_tests(out: Path, test: Manifest) -> dict[Member, Floats]:
         FileNotFoundError: If there are none.
         ValueError: If they are of other rows, or in another order.
     """
-    file = out / _TEST
+    file = out / TEST_FILE
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; give `test` to cross_validate first")
     ids, _, found = read_test(file)
