@@ -25,7 +25,7 @@ from lowres_vision.training._fold import Precision
 from lowres_vision.training._isolate import in_own_process
 from lowres_vision.training._outcome import collect, save
 from lowres_vision.training._pseudo_labels import PseudoLabels, labels_sha256
-from lowres_vision.training._ranks import from_all_processes, is_first_process
+from lowres_vision.training._ranks import is_first_process, wait_for_all_processes
 from lowres_vision.training._result import CrossValidation
 from lowres_vision.training._run import (
     Build,
@@ -270,7 +270,7 @@ def cross_validate(
     result = collect(runs, manifest, fold_of)
     if is_first_process():
         save(result, manifest, test, data, out)
-    from_all_processes(None)  # none goes on, to what reads these files, say, before they are there
+    wait_for_all_processes()  # none goes on, to what reads these files, say, before they are there
     return result
 
 

@@ -14,7 +14,12 @@ from lowres_vision._checks import check_range
 from lowres_vision.training._classifier import Classifier
 from lowres_vision.training._diagnosis import diagnose, random_state
 from lowres_vision.training._failed_step import FailedStep
-from lowres_vision.training._ranks import from_all_processes, is_first_process, rank_and_world
+from lowres_vision.training._ranks import (
+    from_all_processes,
+    is_first_process,
+    rank_and_world,
+    wait_for_all_processes,
+)
 from lowres_vision.training._sharding import Sharded, whole
 
 
@@ -182,7 +187,7 @@ class NonFiniteGuard(L.Callback):
             step.save(folder)
         # Where all stop, none goes before all have saved: a launcher kills the rest when one ends.
         if sharded:
-            from_all_processes(found)
+            wait_for_all_processes()
         elif world > 1 and kind == "gradient" and _gradients_are_shared(trainer, batch_index):
             found = "\n".join(from_all_processes(f"{folder.name}: {found}"))
         what = f"the {kind} is not finite"

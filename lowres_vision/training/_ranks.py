@@ -75,6 +75,17 @@ def from_all_processes(found: Any) -> list[Any]:
     return everything
 
 
+def wait_for_all_processes() -> None:
+    """Return when all processes have come here.
+
+    A barrier rather than a gather: Gloo's thread lets go of what it gathered a moment after the
+    caller goes on, and a process that ends in that moment is aborted ("terminate called without an
+    active exception"), as the tensors belong to an interpreter that is gone.
+    """
+    if rank_and_world()[1] > 1:
+        dist.barrier()
+
+
 def _gather(tensor: Tensor, world: int) -> Tensor:
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world)]
     dist.all_gather(parts, tensor.contiguous())
