@@ -1,63 +1,42 @@
-"""Birds at two resolutions with two backbones: what each claim is worth, and the final vote.
+"""Birds at two resolutions with two backbones: folds, test-time views and the final vote.
 
     python examples/birds_multiresolution.py --quick                          # generated birds
     python examples/birds_multiresolution.py --data FOLDER                    # the source's vote
-    python examples/birds_multiresolution.py --data FOLDER --table --seeds 0 1 2
+    python examples/birds_multiresolution.py --data FOLDER --table            # alone and together
 
 `FOLDER` is laid out as in `birds_beit.py`. Called again with the same `--out`, finished runs are
 read back and a broken one goes on.
 
 The source fine-tuned BEiT-large (lr 3e-5) and DINOv2-large (lr 1e-5) at 224 px on low and high
 resolution together: AdamW, cosine annealing, batches of 64, 10 epochs, 16-bit mixed precision,
-CutMix, cosine loss, five stratified folds, soft vote over folds and models. Scored on low images:
+CutMix, cosine loss, five stratified folds, soft vote over folds and models. Scored on low images.
+`birds_claims.py` asks what each of these choices is worth.
 
-    --variant        public / private board
-    beit             .97961 / .98208
-    dinov2           .98122 / .98303
-    beit+dinov2      .98313 / .98274
-
-It claims that both resolutions together beat one, that the cosine loss helps, that CutMix beats
-MixUp and RandAugment, that training at 384 or 512 converges badly, that images enlarged by
-super-resolution do not beat the plain ones, and that test-time views hurt. `--table` trains a row
-for each on one stratified hold-out of low images, with as many images seen in every row;
-`--view-sizes` adds a column with views. `pair` goes further than the source: a teacher that saw the
-high images guides a student that sees the low ones. What came out on a small set stands in
+`--resolution pair` goes further than the source: a teacher that saw the high images guides a
+student that sees the low ones. `--resolution enlarged` trains and predicts on low images that a
+super-resolution network enlarged. What came out on a small set stands in
 docs/experiments/birds_multiresolution.md.
 """
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from experiment import Table, network, spread, start
+from experiment import Table, network, start
 from torchvision.transforms import v2
 
 from lowres_vision.augment import BatchTransform, PerImage, SuperResolution
-from lowres_vision.data import (
-    Manifest,
-    MultiResolutionDataset,
-    StratifiedFolds,
-    collate,
-    make_toy_pairs,
-)
-from lowres_vision.ensemble import (
-    OutOfFold,
-    accuracy,
-    check_sample,
-    make_views,
-    soft_vote,
-    summarise,
-)
+from lowres_vision.data import Manifest, StratifiedFolds, collate, make_toy_pairs
+from lowres_vision.ensemble import check_sample, make_views, summarise
 from lowres_vision.losses import CosineLoss, CrossEntropyLoss
 from lowres_vision.mixing import CutMixCollator, MixupCollator
 from lowres_vision.plots import ensemble_table
 from lowres_vision.training import (
     Classifier,
-    CrossValidation,
     Distillation,
     Fold,
     PseudoLabels,
@@ -67,29 +46,14 @@ from lowres_vision.training import (
     write_report,
 )
 
-LOSSES = {"ce": CrossEntropyLoss(), "cosine": CosineLoss(cross_entropy=0.1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    resolution: Literal["low", "high", "both", "pair"] = "both"
-    loss: Literal["ce", "cosine"] = "cosine"
-    mixing: type[CutMixCollator | MixupCollator] | None = CutMixCollator
-    augment: PerImage | None = None
-    size: int | None = None  # default: --image-size
-    enlarger: Literal["srcnn", "span"] | None = None  # of low images, in training and held out
-
-
-VOTES = {"beit": (0,), "dinov2": (1,), "beit+dinov2": (0, 1)}  # backbones by position
-CLAIMS = {
-    f"{resolution}-{loss}": Row(resolution, loss)
-    for loss in LOSSES
-    for resolution in ("low", "high", "both", "pair")  # a pair's teacher is the row `high`
+BACKBONES = ("beit", "dinov2")
+VOTES = {  # name: the source's accuracy, public / private board
+    "beit": ".97961 / .98208",
+    "dinov2": ".98122 / .98303",
+    "beit+dinov2": ".98313 / .98274",
 }
-CLAIMS |= {"none": Row(mixing=None), "mixup": Row(mixing=MixupCollator)}
-CLAIMS |= {"randaugment": Row(mixing=None, augment=PerImage(v2.RandAugment()))}
-CLAIMS |= {f"size-{size}": Row(size=size) for size in (96, 160, 192, 384, 512)}
-CLAIMS |= {name: Row("high", enlarger=name) for name in ("srcnn", "span")}  # beside low-cosine
+LOSSES = {"ce": CrossEntropyLoss(), "cosine": CosineLoss(cross_entropy=0.1)}
+MIXING = {"cutmix": CutMixCollator, "mixup": MixupCollator}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +61,18 @@ class Settings:
     data: Path | None = None  # folder of the CSVs
     out: Path = Path("runs") / time.strftime("birds_multiresolution-%Y%m%d-%H%M%S")
     quick: bool = False  # generated birds, small networks from scratch
-    variant: Literal[(*VOTES, *CLAIMS)] = "beit+dinov2"
-    row: Literal[tuple(CLAIMS)] = "both-cosine"  # what the models of a vote are trained on
-    pseudo_labels: tuple[Path, ...] = ()  # earlier --out folders that label the test rows of a vote
-    confidence: float = 0.6  # of their vote, from which on a test row is trained on
-    table: bool = False  # a row for each claim
-    rows: tuple[Literal[tuple(CLAIMS)], ...] = tuple(CLAIMS)[:-1]  # of the table; more: span
+    variant: Literal[tuple(VOTES)] = "beit+dinov2"
+    table: bool = False  # every variant, with the source's figures beside ours
     seeds: tuple[int, ...] = (0,)
+    resolution: Literal["low", "high", "both", "pair", "enlarged"] = "both"  # to train on
+    sr_weights: Path | None = None  # what enlarges, any file that spandrel reads
+    loss: Literal["ce", "cosine"] = "cosine"
+    augment: Literal["none", "cutmix", "mixup", "randaugment"] = "cutmix"
+    mixed: float = 0.5  # probability of a mixed batch
+    crop: float = 0.35  # smallest share of the image that a training crop keeps
+    flip: float = 0.5
+    pseudo_labels: tuple[Path, ...] = ()  # earlier --out folders that label the test rows
+    confidence: float = 0.6  # of their vote, from which on a test row is trained on
     backbones: tuple[str, ...] = (
         "beit_large_patch16_224.in22k_ft_in22k",
         "vit_large_patch14_dinov2.lvd142m",
@@ -122,27 +91,22 @@ class Settings:
     epochs: int = 10
     batch_size: int = 64
     warmup: float = 0.0  # share of the steps
-    crop: float = 0.35  # smallest share of the image that a training crop keeps
-    flip: float = 0.5
-    cutmix: float = 0.5  # probability of a mixed batch
-    sr_weights: Path | None = None  # of the row `span`, any file that spandrel reads
-    sr_steps: int = 1000  # in which the row `srcnn` is trained on the training rows' pairs
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "16-mixed"
 
     def __post_init__(self) -> None:
-        needed = 1 if self.table else 1 + max(VOTES.get(self.variant, (0,)))
+        self.check_backbones(1 + max(map(BACKBONES.index, self.asked())))
+        if self.resolution == "enlarged" and self.sr_weights is None:
+            raise ValueError("--resolution enlarged takes --sr-weights FILE, for spandrel to read")
+
+    def asked(self) -> Sequence[str]:
+        return BACKBONES if self.table else self.variant.split("+")
+
+    def check_backbones(self, needed: int) -> None:
         given = self.backbones, self.lrs, self.checkpoint_paths or self.lrs
         if min(map(len, given)) < needed:
             raise ValueError(
                 f"--variant {self.variant} takes {needed} --backbones, --lrs and, if any, "
                 f"--checkpoint-paths; got {', '.join(str(len(g)) for g in given)}"
-            )
-        if self.row == "srcnn":
-            raise ValueError("the row srcnn learns from one fold's rows: it is for --table")
-        asked = {self.row, self.variant, *(self.rows if self.table else ())}
-        if "span" in asked and self.sr_weights is None:
-            raise ValueError(
-                "the row `span` takes --sr-weights FILE, a network that spandrel reads"
             )
 
 
@@ -155,33 +119,32 @@ QUICK = {
     "folds": 2,
     "epochs": 6,
     "batch_size": 16,
-    "sr_steps": 20,
     "precision": "32-true",
 }
 
 
 def build(
-    settings: Settings, row: Row, position: int, classes: int, teachers: Path, *, fold: Fold
+    settings: Settings, position: int, classes: int, teacher: Path | None, *, fold: Fold
 ) -> Classifier:
-    """Return the classifier of a row; `teachers` holds a folder with weights for each fold."""
+    """Return the classifier of a fold; `teacher` holds a folder with weights for each."""
+    size, backbone = settings.image_size, settings.backbones[position]
     weights = settings.checkpoint_paths[position] if settings.checkpoint_paths else None
-    size, backbone = row.size or settings.image_size, settings.backbones[position]
     new = partial(network, settings, backbone, classes, weights, image_size=size)
     student, pairing = new(), None
-    if row.resolution == "pair":
-        taught = teachers / f"fold_{fold.index}" / "best.safetensors"
+    if teacher is not None:
+        taught = teacher / f"fold_{fold.index}" / "best.safetensors"
         pairing = Distillation(load_teacher(new(), taught, fold=fold))
     transform = BatchTransform(
-        student.image_size,
+        size,
         mean=settings.mean or student.mean,
         std=settings.std or student.std,
         scale=(settings.crop, 1.0),
         flip=settings.flip,
-        augment=row.augment,
+        augment=PerImage(v2.RandAugment()) if settings.augment == "randaugment" else None,
     )
     return Classifier(
         student,
-        LOSSES[row.loss],
+        LOSSES[settings.loss],
         transform=transform,
         optimizer=partial(torch.optim.AdamW, lr=settings.lrs[position]),
         warmup=settings.warmup,
@@ -191,29 +154,28 @@ def build(
 
 
 def train(
-    settings: Settings, name: str, manifest: Manifest, out: Path, high: Path, **runs: Any
-) -> CrossValidation:
-    """Cross-validate a row, a pair's teachers in `high` before it, then predict the views."""
-    row, classes = CLAIMS[name], len(manifest.classes)
-    size = row.size or settings.image_size
-    if row.resolution == "pair":
-        plain, first = dataclasses.replace(settings, view_sizes=()), runs["seeds"][:1]
-        train(plain, f"high-{row.loss}", manifest, high, high, **runs | {"seeds": first})
-    builds = {}
-    for position in (0,) if settings.table else VOTES.get(settings.variant, (0,)):
-        backbone = settings.backbones[position]
-        teachers = high / f"{backbone}-high-{row.loss}-{size}" / f"seed_{runs['seeds'][0]}"
-        make = partial(build, settings, row, position, classes, teachers)
-        builds[f"{backbone}-{name}-{size}"] = make
-    held_out = "high" if row.enlarger else "low"
-    result = cross_validate(
+    settings: Settings, position: int, manifest: Manifest, out: Path, teachers: Path, **runs: Any
+) -> Path:
+    """Train and predict a backbone, a pair's teachers before it; return the first seed's folder."""
+    classes, size, teacher = len(manifest.classes), settings.image_size, None
+    if settings.resolution == "pair":
+        one = {"seeds": settings.seeds[:1], "view_sizes": ()}
+        high = dataclasses.replace(settings, resolution="high", **one)
+        teacher = train(high, position, manifest, teachers, teachers, **runs)
+    trained_on = f"{settings.resolution}-{settings.loss}-{settings.augment}"
+    name = f"{settings.backbones[position]}-{trained_on}-{size}"
+    builds = {name: partial(build, settings, position, classes, teacher)}
+    held_out = "high" if settings.resolution == "enlarged" else "low"
+    mixing = MIXING.get(settings.augment)
+    cross_validate(
         manifest,
         builds,
         out=out,
-        resolution=row.resolution,
+        seeds=settings.seeds,
+        resolution=settings.resolution.replace("enlarged", "high"),
         held_out_resolution=held_out,
-        collate=row.mixing(classes, p=settings.cutmix, size=size) if row.mixing else collate,
-        samples_per_epoch=len(manifest),  # as many in every row, one resolution or two
+        collate=mixing(classes, p=settings.mixed, size=size) if mixing else collate,
+        samples_per_epoch=len(manifest),  # as many, one resolution or two
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         precision=settings.precision,
@@ -225,66 +187,35 @@ def train(
         views = make_views(crop=settings.view_crop, sizes=other)
         test = runs.get("test")
         predict_views(manifest, builds, views, out=out, test=test, resolution=held_out)
-    return result
-
-
-def enlarge(settings: Settings, row: Row, manifest: Manifest, seen: Any = ()) -> Manifest:
-    """Put images enlarged by the row's network, which may learn from `seen`, in place of high."""
-    if row.enlarger is None:
-        return manifest
-    file = settings.sr_weights
-    if row.enlarger == "srcnn":
-        file = settings.out / "srcnn.safetensors"
-        if not file.exists():
-            pairs = [*MultiResolutionDataset(manifest, rows=seen, resolution="pair")]
-            low, high = [pair.low for pair in pairs], [pair.high for pair in pairs]
-            SuperResolution.fit(low, high, steps=settings.sr_steps).save(file)
-    return SuperResolution.from_file(file).apply_to(manifest, settings.out / "enlarged")
-
-
-def claim(settings: Settings, name: str, manifest: Manifest) -> tuple[list[float], list[float]]:
-    """Train a row of the table; return the held-out accuracy by seed, plain and with views."""
-    row, out, plain, viewed = CLAIMS[name], settings.out / name, [], []
-    folds = StratifiedFolds(settings.folds).assign(manifest, share=1 / settings.folds)
-    manifest = enlarge(settings, row, manifest, np.flatnonzero(folds == -1))
-    for seed in settings.seeds:
-        high = settings.out / f"high-{row.loss}"
-        result = train(settings, name, manifest, out, high, folds=folds, seeds=(seed,))
-        ledger = OutOfFold(out / "ledger")
-        members = [member for member in ledger.members() if member.seed == seed]
-        plain.append(result.accuracy)
-        viewed.append(accuracy(soft_vote(ledger.probabilities(members)), ledger.labels))
-    return plain, viewed
-
-
-def vote(settings: Settings, manifest: Manifest, test: Manifest) -> None:
-    """Train every fold of the variant's backbones; write their vote and a report."""
-    sample = settings.data / "sample_submission.csv"
-    check_sample(sample, ids=test.ids, classes=manifest.classes)
-    out, high = settings.out, settings.out.with_name(f"{settings.out.name}-teachers")
-    manifest, test = (enlarge(settings, CLAIMS[settings.row], rows) for rows in (manifest, test))
-    runs: dict[str, Any] = {"folds": StratifiedFolds(settings.folds), "seeds": settings.seeds}
-    if settings.pseudo_labels:
-        runs["pseudo_labels"] = PseudoLabels(settings.pseudo_labels, settings.confidence)
-    train(settings, settings.row, manifest, out, high, test=test, **runs)
-    summary = summarise([out], metric="accuracy", weights="equal", views="all")
-    print(summary.table())
-    ensemble_table(summary, out / "ensemble.png")
-    print(summary.write_submission(out / "submission.csv", sample=sample))
-    write_report(out, manifest=manifest, test=test, pictures=out)
+    return out / name / f"seed_{settings.seeds[0]}"
 
 
 def main(settings: Settings) -> None:
+    sample = settings.data / "sample_submission.csv"
     manifest = Manifest.read_csv(settings.data / "train.csv")
-    if not settings.table and settings.variant in VOTES:
-        test = Manifest.read_csv(settings.data / "test.csv", classes=manifest.classes)
-        return vote(settings, manifest, test)
-    table = Table(settings.out / "table.md", "variant", "accuracy by seed", "with views")
-    for name in settings.rows if settings.table else [settings.variant]:
-        plain, viewed = claim(settings, name, manifest)
-        table.add(name, spread(plain), spread(viewed) if settings.view_sizes else "-")
+    test = Manifest.read_csv(settings.data / "test.csv", classes=manifest.classes)
+    check_sample(sample, ids=test.ids, classes=manifest.classes)
+    if settings.resolution == "enlarged":
+        enlarge = SuperResolution.from_file(settings.sr_weights)
+        folder = settings.out / "enlarged"
+        manifest, test = enlarge.apply_to(manifest, folder), enlarge.apply_to(test, folder)
+    earlier = settings.pseudo_labels
+    labels = PseudoLabels(earlier, settings.confidence) if earlier else None
+    runs = {"folds": StratifiedFolds(settings.folds), "test": test, "pseudo_labels": labels}
+
+    for backbone in settings.asked():
+        out, teachers = settings.out / backbone, Path(f"{settings.out}-teachers") / backbone
+        train(settings, BACKBONES.index(backbone), manifest, out, teachers, **runs)
+        write_report(out, manifest=manifest, test=test, pictures=out)
+    table = Table(settings.out / "table.md", "variant", "out-of-fold accuracy", "the source")
+    for name in VOTES if settings.table else (settings.variant,):
+        outs = [settings.out / backbone for backbone in name.split("+")]
+        vote = summarise(outs, metric="accuracy", weights="equal", views="all")
+        print(vote.table())
+        ensemble_table(vote, settings.out / f"ensemble_{name}.png")
+        print(vote.write_submission(settings.out / f"submission_{name}.csv", sample=sample))
+        table.add(name, f"{vote.blend.score:.4f}", VOTES[name])
     print(table)
-    return None
 
 
 def generate(settings: Settings) -> Path:

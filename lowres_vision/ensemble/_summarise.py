@@ -145,14 +145,16 @@ def summarise(
         predicted = voted.numpy().argmax(axis=1)
 
     views_chosen = views == "selected" and any(len(group.views) > 1 for group in groups)
-    row = _RowMaker(metric, truth, fold_of, seed, views_chosen)
+    row, name = _RowMaker(metric, truth, fold_of, seed, views_chosen), f"{weights} weights"
+    rows = (
+        *row.of_members(groups, members, nested, chosen_weights),
+        *row.of_blends(members, nested, blend, nested_blend, name=name),
+    )
     return Summary(
         metric=metric,
         differ=found.differ,
-        rows=(
-            *row.of_members(groups, members, nested, chosen_weights),
-            *row.of_blends(members, nested, blend, nested_blend, name=f"{weights} weights"),
-        ),
+        rows=rows,
+        blend=next(row for row in rows if row.name == name),
         members=tuple(group.name for group in groups),
         views=tuple(
             tuple(group.views[view] for view in kept)

@@ -51,6 +51,7 @@ class Summary:
         differ: What the runs, joined by row id, do not share: ``"files"``, ``"folds"``, both or
             nothing.
         rows: Of the table.
+        blend: The row of the blend, before its calibration.
         members: ``(G,)`` names: models with their seeds.
         views: Names of the test-time views that each member is the mean of.
         weights: ``(G,)`` of the blend.
@@ -69,6 +70,7 @@ class Summary:
     metric: Metric
     differ: tuple[str, ...]
     rows: tuple[SummaryRow, ...]
+    blend: SummaryRow
     members: tuple[str, ...]
     views: tuple[tuple[str, ...], ...]
     weights: Doubles

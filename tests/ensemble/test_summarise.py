@@ -53,6 +53,7 @@ def test_without_views_the_table_is_that_of_its_parts(tmp_path: Path, make_run: 
     assert rows["hard vote"].score == pytest.approx(macro_f1(hard, labels), abs=1e-12)
     assert rows["hard vote"].log_loss is None
     chosen = rows["selected weights"]
+    assert summary.blend is chosen
     assert chosen.score == pytest.approx(selection.score, abs=1e-12)
     assert chosen.nested == pytest.approx(selection.nested_score, abs=1e-12)
     assert chosen.score >= max(selection.member_scores) - 1e-12
@@ -133,6 +134,7 @@ def test_equal_weights_are_the_soft_vote(tmp_path: Path, make_run: Maker) -> Non
     rows = {row.name: row for row in summary.rows}
     score = log_loss((p[0] + p[1]) / 2, labels)
     blend = rows["equal weights"]
+    assert summary.blend is blend
     assert blend.score == blend.nested == pytest.approx(score)
     assert {"soft vote", "equal weights, calibrated"} < set(rows)
     assert summary.gain is not None
