@@ -37,7 +37,7 @@ from lowres_vision.data import (
     channel_statistics,
     make_toy_folders,
 )
-from lowres_vision.ensemble import soft_vote
+from lowres_vision.ensemble import macro_f1, soft_vote
 from lowres_vision.losses import ArcFaceLoss
 from lowres_vision.models import freeze_except
 from lowres_vision.plots import confusion_matrix, write_overview
@@ -170,7 +170,7 @@ def main(settings: Settings) -> None:
     test, known = splits["test"], Manifest.join([splits["train"], splits["val"]])
     folds = np.repeat([-1, 0], [len(splits["train"]), len(splits["val"])])
     run = cache(lambda name: train(settings, name, known, folds, test))
-    columns = ("row", "test accuracy", "95 % interval", "the source")
+    columns = ("row", "test accuracy", "95 % interval", "macro-F1", "the source")
     table = Table(settings.out / "table.md", *columns)
     for name in [*ROWS, *VOTES] if settings.table else [settings.variant]:
         vote = soft_vote([run(part) for part in name.split("+")])
@@ -178,8 +178,8 @@ def main(settings: Settings) -> None:
         # Unlike a bootstrap's, this interval has a width where every image is right.
         low, high = binomtest(right, len(test)).proportion_ci(method="wilson")
         source = VOTES[name] if name in VOTES else ROWS[name].accuracy
-        interval = f"{100 * low:.1f}-{100 * high:.1f}"
-        table.add(name, f"{100 * right / len(test):.2f}", interval, f"{source}")
+        scores = f"{100 * right / len(test):.2f}", f"{100 * low:.1f}-{100 * high:.1f}"
+        table.add(name, *scores, f"{macro_f1(vote, test.labels):.3f}", f"{source}")
         if name in VOTES:
             picture = settings.out / f"{name}_confusion.png"
             confusion_matrix(test.labels, vote, test.classes, picture)
