@@ -36,6 +36,7 @@ class Runs:
         test_ids: ``(T,)`` ids of the test rows; empty without.
         test: ``(T, K)`` probabilities of each member, the mean of its folds; empty unless all
             members have them.
+        untested: Members that do not.
     """
 
     differ: tuple[str, ...]
@@ -46,6 +47,7 @@ class Runs:
     out_of_fold: dict[Member, Floats32]
     test_ids: tuple[str, ...]
     test: dict[Member, Floats32]
+    untested: tuple[Member, ...]
 
 
 def read_runs(
@@ -99,7 +101,7 @@ def read_runs(
             stack = stack if ledger.ids == first.ids else stack[:, place]
             out_of_fold |= dict(zip(named.values(), stack, strict=True))
     test_ids, test = _read_tests(alike, names, first.classes)
-    complete = set(test) == set(out_of_fold)
+    untested = tuple(member for member in out_of_fold if member not in test)
     return Runs(
         differ=differ,
         ids=first.ids,
@@ -107,8 +109,9 @@ def read_runs(
         fold_of=first.fold_of,
         classes=first.classes,
         out_of_fold=out_of_fold,
-        test_ids=test_ids if complete else (),
-        test=test if complete else {},
+        test_ids=() if untested else test_ids,
+        test={} if untested else test,
+        untested=untested,
     )
 
 
@@ -205,7 +208,7 @@ def read_test_votes(
             raise FileNotFoundError(
                 f"{file} is missing; give `test` to the run that writes it, and let it finish"
             )
-        ids, found = _read_test(file, tuple(classes), ids)
+        ids, found = _read_checked(file, tuple(classes), ids)
         votes += [p for p in found.values() if not any(np.array_equal(p, q) for q in votes)]
     return ids, np.mean(votes, axis=0, dtype=np.float64)
 
@@ -220,12 +223,12 @@ def _read_tests(
     ]
     for file, named in files:
         if file.is_file():
-            ids, found = _read_test(file, classes, ids)
+            ids, found = _read_checked(file, classes, ids)
             test |= {named[m]: p.mean(0, dtype=np.float32) for m, p in found.items() if m in named}
     return ids, test
 
 
-def _read_test(
+def _read_checked(
     file: Path, classes: tuple[str, ...], ids: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[Member, Floats32]]:
     """Return the ids, those given if any, and each member's ``(F, T, K)`` in their order."""

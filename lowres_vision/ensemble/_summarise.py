@@ -170,6 +170,7 @@ def summarise(
         test_ids=found.test_ids,
         test_probabilities=test,
         test_predictions=predicted,
+        untested=tuple(f"{m.model}, seed {m.seed}, {m.view} view" for m in found.untested),
     )
 
 

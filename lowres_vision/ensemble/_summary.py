@@ -65,6 +65,8 @@ class Summary:
         test_probabilities: ``(T, K)`` of the calibrated blend, or None.
         test_predictions: ``(T,)`` class indices, after the offsets per class where they help, or
             None.
+        untested: Names of members without test predictions, or of views of them; the test fields
+            are empty unless this is.
     """
 
     metric: Metric
@@ -83,6 +85,7 @@ class Summary:
     test_ids: tuple[str, ...]
     test_probabilities: Doubles | None
     test_predictions: Indices | None
+    untested: tuple[str, ...]
 
     def table(self) -> str:
         """Return the table and what there is to say below it, as text."""
@@ -109,7 +112,8 @@ class Summary:
         """
         if self.test_predictions is None or self.test_probabilities is None:
             raise ValueError(
-                "the runs have no test predictions for every member; give cross_validate `test`"
+                f"the runs have no test predictions of {', '.join(self.untested)}; give `test` to "
+                f"the cross_validate of each run, and to predict_views"
             )
         return write_submission(
             path,

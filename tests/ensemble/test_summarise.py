@@ -176,8 +176,10 @@ def test_a_single_hold_out_of_one_model_is_enough(tmp_path: Path, make_run: Make
     assert summary.gain is None
     assert summary.weights.tolist() == [1.0]
     assert summary.rows[1].nested == pytest.approx(summary.rows[0].score)
-    with pytest.raises(ValueError, match="no test predictions"):
+    with pytest.raises(ValueError, match="no test predictions of a, seed 0, plain view"):
         summary.write_submission(tmp_path / "out.csv")
+    make_run(tmp_path / "with", model="b", strengths=PLAIN, folds=1)
+    assert summarise([tmp_path]).untested == ("a, seed 0, plain view",)
 
 
 def test_a_model_that_is_too_sure_is_calibrated(tmp_path: Path, make_run: Maker) -> None:
