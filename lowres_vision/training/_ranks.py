@@ -83,7 +83,8 @@ def wait_for_all_processes() -> None:
     active exception"), as the tensors belong to an interpreter that is gone.
     """
     if rank_and_world()[1] > 1:
-        dist.barrier()
+        nccl = dist.get_backend() == "nccl"  # which would guess the device
+        dist.barrier(device_ids=[torch.cuda.current_device()] if nccl else None)
 
 
 def _gather(tensor: Tensor, world: int) -> Tensor:
