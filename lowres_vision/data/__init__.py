@@ -16,6 +16,7 @@ from lowres_vision.data._samplers import BalancedSampler
 from lowres_vision.data._shard_index import write_shards
 from lowres_vision.data._shards import ShardDataset
 from lowres_vision.data._statistics import ChannelStatistics, channel_statistics
+from lowres_vision.data._table import read_table
 from lowres_vision.data._toy import make_toy_folders, make_toy_pairs
 from lowres_vision.data._weights import class_weights
 
@@ -49,5 +50,6 @@ __all__ = [
     "make_toy_pairs",
     "near_duplicates",
     "perceptual_hash",
+    "read_table",
     "write_shards",
 ]

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from lowres_vision.data._manifest import Manifest
+
 _SPECIES = (
     "Amber Finch", "Azure Tit", "Bronze Heron", "Coral Roller", "Crimson Rail", "Dusky Crane",
     "Emerald Dove", "Frosted Owl", "Golden Plover", "Indigo Jay", "Ivory Egret", "Jade Warbler",
@@ -91,11 +93,12 @@ def make_toy_folders(
     per_class: Mapping[str, int | Sequence[int]] | None = None,
     size: int = 64,
     seed: int = 0,
+    label: str | None = None,
 ) -> Path:
     """Write generated images to ``folder/<split>/<class>/<number>.png`` and return ``folder``.
 
     The pictures are those of :func:`make_toy_pairs`, in the folders that image collections without
-    a CSV come in.
+    a CSV come in, and with ``label`` a CSV of each split.
 
     Args:
         folder: Where to write; made if missing. What lies there already stays.
@@ -105,6 +108,8 @@ def make_toy_folders(
             10 in ``test``.
         size: Side of an image in pixels, 8..256.
         seed: The same seed writes the same pixels.
+        label: Column of class names in ``folder/<split>.csv``, beside ``img_path``; None writes no
+            CSV.
 
     Example:
         >>> import tempfile
@@ -130,6 +135,9 @@ def make_toy_folders(
             place.mkdir(parents=True, exist_ok=True)
             for number in range(number_wanted):
                 _shrink(_draw(kind, classes, random), size).save(place / f"{number}.png")
+        if label is not None:
+            works = Manifest.read_folders(folder / split, root=folder)
+            works.write_csv(folder / f"{split}.csv", label=label)
     return folder
 
 

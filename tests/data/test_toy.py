@@ -56,6 +56,15 @@ def test_folders_hold_as_many_of_each_class_as_asked_for(tmp_path: Path) -> None
     assert [*train.class_counts().values()] == [4, 2, 1]
 
 
+def test_folders_come_with_a_csv_of_each_split(tmp_path: Path) -> None:
+    make_toy_folders(tmp_path, classes=2, per_class={"train": (2, 11), "all": 1}, label="artist")
+    for split, folders in Manifest.read_splits(tmp_path, splits=("train", "all")).items():
+        table = Manifest.read_csv(tmp_path / f"{split}.csv", label="artist")
+        assert table.digest() == folders.digest()
+    plain = make_toy_folders(tmp_path / "plain", classes=2, per_class={"train": 1})
+    assert not [*plain.glob("*.csv")]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
