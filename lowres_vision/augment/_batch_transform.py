@@ -42,6 +42,8 @@ class BatchTransform(nn.Module):
         size: Output side or ``(height, width)``.
         mean: Per-channel mean in [0, 1] units, as the backbone's weights expect.
         std: Per-channel standard deviation, likewise.
+        model: In their place, a model that has them as ``mean`` and ``std``, as a
+            :class:`~lowres_vision.models.LowResClassifier` has; nothing else of it is kept.
         scale: Range of the crop's share of the image area; None takes images whole, and leaves
             the flip.
         ratio: Range of the crop's aspect ratio.
@@ -54,6 +56,10 @@ class BatchTransform(nn.Module):
             mode only, called with ``generator``: a :class:`PerImage` of torchvision transforms,
             say.
         eval_size: Side or ``(height, width)`` in evaluation mode; None for ``size``.
+
+    Raises:
+        ValueError: If ``flip`` or a size is out of range, or neither mean and std nor a model that
+            has them are given, or both.
 
     Example:
         >>> transform = BatchTransform(224, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
@@ -70,8 +76,9 @@ class BatchTransform(nn.Module):
         self,
         size: int | tuple[int, int],
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        model: nn.Module | None = None,
         scale: tuple[float, float] | None = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
@@ -86,7 +93,7 @@ class BatchTransform(nn.Module):
         self.size = check_size("size", size)
         self.eval_size = self.size if eval_size is None else check_size("eval_size", eval_size)
         self.via = None if via is None else check_size("via", via)
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std = _normalisation(mean, std, model)
         self.scale, self.ratio, self.flip = scale, ratio, flip
         self.mode, self.dtype = mode, dtype
         self.augment = augment
@@ -167,6 +174,23 @@ class BatchTransform(nn.Module):
             boxes = torch.cat(parts)
         flip = torch.rand(len(images), generator=generator) < self.flip
         return Crops(boxes, flip)
+
+
+def _normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, model: nn.Module | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if model is not None:
+        if mean is not None or std is not None:
+            raise ValueError("give `mean` and `std`, or a `model` that has them, not both")
+        mean, std = getattr(model, "mean", None), getattr(model, "std", None)
+        if mean is None or std is None:
+            raise ValueError(
+                f"`model` must have the attributes mean and std, {type(model).__name__} has not; "
+                f"give `mean` and `std`"
+            )
+    if mean is None or std is None:
+        raise ValueError(f"give `mean` and `std`, or `model`, got mean={mean} and std={std}")
+    return tuple(mean), tuple(std)
 
 
 def _sides(images: Tensor | list[Tensor]) -> list[tuple[tuple[int, int], int]]:

@@ -3,6 +3,7 @@ import torch
 
 from lowres_vision.augment import BatchTransform, Crops
 from lowres_vision.ops import Mix, random_resized_crop_boxes, resize
+from lowres_vision.training._describe import describe_module
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -21,6 +22,27 @@ def test_evaluation_is_a_plain_resize() -> None:
     expected = resize(batch, 24, mean=MEAN, std=STD)
     torch.testing.assert_close(transform(batch), expected)
     assert transform(batch).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_model_tells_the_normalisation_that_it_expects() -> None:
+    model = torch.nn.Conv2d(3, 1, 1)
+    model.mean, model.std = [*MEAN], [*STD]  # type: ignore[assignment]
+    told, given = BatchTransform(24, model=model), BatchTransform(24, mean=MEAN, std=STD)
+    batch = torch.stack(images(16, 16))
+    assert torch.equal(told.eval()(batch), given.eval()(batch))
+    # Of the model nothing is kept: neither its weights, nor a trace in what a run says of itself.
+    assert not told.state_dict()
+    assert describe_module(told) == describe_module(given)
+
+
+def test_one_normalisation_is_given() -> None:
+    model = torch.nn.Conv2d(3, 1, 1)
+    with pytest.raises(ValueError, match="`model` must have the attributes mean and std, Conv2d"):
+        BatchTransform(24, model=model)
+    with pytest.raises(ValueError, match="or a `model` that has them, not both"):
+        BatchTransform(24, model=model, std=STD)
+    with pytest.raises(ValueError, match="or `model`, got mean=None and std="):
+        BatchTransform(24, std=STD)
 
 
 def test_training_repeats_by_generator_and_draws_per_image() -> None:
