@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -181,7 +183,7 @@ class StyleTransfer(nn.Module):
         folder: str | os.PathLike[str],
         *,
         to: int | Mapping[str, int],
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | npt.NDArray[np.int64] | None = None,
         style_from: Literal["same", "other", "any"] = "same",
         seed: int = 0,
         callback: Callable[[int, int], None] | None = None,
@@ -189,7 +191,10 @@ class StyleTransfer(nn.Module):
         """Return a manifest in which rare classes are topped up with restyled images.
 
         New rows follow the old ones, so old row numbers stay. They have the label of their content
-        image and the id ``styled-<content id>-<style id>``, numbered where that is taken.
+        image and the id ``styled-<content id>-<style id>``, numbered where that is taken. Their
+        ``columns`` are those of the content image, and two more, ``content_id`` and ``style_id``,
+        tell what each was made of, empty for the others; columns of these names go on.
+        :func:`lowres_vision.plots.styled_rows` draws them.
 
         **No leak.** Content and style come from ``rows`` alone. Give the training rows of a fold,
         and train on them and the new ones::

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ def draw_style_pairs(
     labels: Sequence[int],
     *,
     to: int | Mapping[int, int],
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | npt.NDArray[np.int64] | None = None,
     style_from: Literal["same", "other", "any"] = "same",
     seed: int = 0,
 ) -> list[StylePair]:
@@ -149,6 +150,13 @@ def add_rows(
     def extended(cells: tuple[str, ...]) -> tuple[str, ...]:
         return (*cells, *(cells[pair.content] for pair in pairs))
 
+    columns = {name: extended(cells) for name, cells in manifest.columns.items()}
+    for column, sources in (
+        ("content_id", [pair.content for pair in pairs]),
+        ("style_id", [pair.style for pair in pairs]),
+    ):
+        before = manifest.columns.get(column, ("",) * len(manifest))
+        columns[column] = (*before, *(manifest.ids[row] for row in sources))
     place = os.path.relpath(folder, manifest.root)
     if place.startswith(".."):  # a step up leads elsewhere from where a link has led to
         place = os.path.relpath(folder.resolve(), manifest.root.resolve())
@@ -159,7 +167,7 @@ def add_rows(
         ids=tuple(ids),
         labels=np.concatenate([manifest.labels, labels]),
         groups=None if manifest.groups is None else extended(manifest.groups),
-        columns={name: extended(cells) for name, cells in manifest.columns.items()},
+        columns=columns,
     )
 
 

@@ -23,6 +23,7 @@ from lowres_vision.plots._resolution import (  # noqa: E402
     resolution_curve,
     resolution_robustness,
 )
+from lowres_vision.plots._styled import styled_rows  # noqa: E402
 
 __all__ = [
     "class_counts",
@@ -37,5 +38,6 @@ __all__ = [
     "resolution_robustness",
     "size_scatter",
     "style_panel",
+    "styled_rows",
     "write_overview",
 ]

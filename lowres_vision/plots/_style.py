@@ -101,7 +101,7 @@ def letters(axes: Axes) -> None:
     legend = axes.get_legend()
     named = [] if legend is None else legend.get_texts()
     ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()]
-    for text in [axes.title, *axes.texts, *ticks, *named]:
+    for text in [axes.title, axes.yaxis.label, *axes.texts, *ticks, *named]:
         text.set_fontfamily(font_of(text.get_text()) or _FONTS[0])
 
 

@@ -251,7 +251,10 @@ def test_top_up_adds_labelled_rows_after_the_old_ones(singles: Manifest, tmp_pat
         )
         assert dataset[row].target == label
         assert made.columns["number"][row] == manifest.columns["number"][pair.content]
+        assert made.columns["content_id"][row] == manifest.ids[pair.content]
+        assert made.columns["style_id"][row] == manifest.ids[pair.style]
         assert torch.equal(dataset[row].image, transfer(steps=2)(content, style)[0])
+    assert set(made.columns["style_id"][: len(manifest)]) == {""}
 
 
 def test_top_up_goes_on_where_it_stopped_and_tells_settings_apart(
@@ -315,6 +318,9 @@ def test_top_up_gives_each_row_an_id_of_its_own(singles: Manifest, tmp_path: Pat
     once = made.top_up(manifest, tmp_path, to={"Amber Finch": 9})
     again = made.top_up(once, tmp_path, to={"Amber Finch": 9}, rows=rows)
     assert len(again) == len(set(again.ids)) == 15
+    for name in ("content_id", "style_id"):
+        assert again.columns[name][:9] == once.columns[name] == ("",) * 3 + once.columns[name][3:]
+        assert set(again.columns[name][3:]) == {"1", "1-1", "2"}
 
 
 def test_top_up_finds_its_files_from_behind_a_link(singles: Manifest, tmp_path: Path) -> None:
