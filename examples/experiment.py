@@ -53,6 +53,12 @@ def network(
     )
 
 
+def stand_in(settings: Any, backbone: str, classes: int, **options: Any) -> LowResClassifier:
+    """Return a row's network, or the one that the settings put in its place, by their weights."""
+    name = settings.stand_ins.get(backbone, backbone)
+    return network(settings, name, classes, settings.checkpoint_paths.get(name), **options)
+
+
 def spread(scores: Sequence[float], digits: int = 4) -> str:
     """Return mean and standard deviation over seeds, and each score; ``-`` without any."""
     each = [f"{score:.{digits}f}" for score in scores]

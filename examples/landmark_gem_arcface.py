@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from experiment import Table, network, start
+from experiment import Table, stand_in, start
 from scipy.stats import binomtest
 from torch import nn
 from torchvision.transforms import v2
@@ -117,18 +117,16 @@ def augmentation(name: str) -> nn.Module | None:
 def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, test: Manifest) -> Any:
     """Train a row; return the probabilities of the test images."""
     row, size = ROWS[name], settings.size
-    backbone = settings.stand_ins.get(row.backbone, row.backbone)
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if row.standardised:
         seen = channel_statistics(MultiResolutionDataset(known))  # as the source: with validation
         mean, std = seen.mean, seen.std
 
     def build() -> Classifier:
-        model = network(
+        model = stand_in(
             settings,
-            backbone,
+            row.backbone,
             len(known.classes),
-            settings.checkpoint_paths.get(backbone),
             image_size=size,
             pool="gem",
             neck="embedding",

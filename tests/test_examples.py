@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lowres_vision.data import make_toy_folders
+from lowres_vision.ensemble import OutOfFold
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -125,18 +126,21 @@ def test_birds_at_two_resolutions_say_what_is_missing(
 
 
 def test_painters_of_a_contest_are_not_named_in_the_test(tmp_path: Path) -> None:
-    folder = make_toy_folders(tmp_path / "data", per_class={"train": 6, "test": 2}, size=32)
-    for split, header in (("train", "img_path,artist"), ("test", "img_path")):
-        works = sorted((folder / split).rglob("*.png"))
-        cells = [[work.relative_to(folder).as_posix(), work.parent.name] for work in works]
-        lines = [",".join(row[: header.count(",") + 1]) for row in cells]
-        (folder / f"{split}.csv").write_text("\n".join([header, *lines]) + "\n")
+    count = {"train": 6, "val": 3, "test": 2}
+    folder = make_toy_folders(tmp_path / "data", per_class=count, size=32, label="artist")
+    lines = (folder / "test.csv").read_text().splitlines()
+    (folder / "test.csv").write_text("\n".join(line.partition(",")[0] for line in lines))
+    (folder / "artists.csv").write_text("name;genre\nMonet;Impressionism\nArp;Dada,Surrealism\n")
     tiny = ["--variant", "b2", "--stand-ins", "efficientnet_b2", "test_resnet", "--shrink", "0.1"]
     tiny += ["--no-pretrained", "--epochs", 1]
     done = run("painters_tinyvit.py", "--data", folder, "--out", tmp_path / "out", *tiny)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2].split("|")[3].strip() == "-"  # no test F1
     assert len((tmp_path / "out/submission_b2.csv").read_text().splitlines()) == 9
+    assert (tmp_path / "out/overview/genres.png").is_file()
+    held_out = OutOfFold(tmp_path / "out/b2/ledger").ids
+    assert len(held_out) == 12
+    assert all(id.startswith("val/") for id in held_out)
 
 
 @pytest.mark.slow
@@ -238,5 +242,5 @@ def test_every_row_runs(script: str, tmp_path: Path) -> None:
     assert len(rows) >= 3
     assert all(line.split("|")[1].strip() in help_text for line in rows)
     if script == "painters_tinyvit.py":
-        assert (tmp_path / "ensemble.png").is_file()
+        assert len([*tmp_path.glob("ensemble_b2+*.png")]) == 2
         assert (tmp_path / "styled.png").is_file()
