@@ -125,9 +125,7 @@ def run(settings: Settings, variant: str, train: Manifest, test: Manifest) -> np
         return Classifier(
             model,
             CrossEntropyLoss(),
-            transform=BatchTransform(
-                size, mean=model.mean, std=model.std, scale=None, augment=crop
-            ),
+            transform=BatchTransform(size, model=model, scale=None, augment=crop),
             optimizer=partial(torch.optim.SGD, lr=settings.lr, momentum=settings.momentum),
             schedule=lambda optimizer, steps: torch.optim.lr_scheduler.MultiStepLR(
                 optimizer, [epoch * steps for epoch in settings.milestones]

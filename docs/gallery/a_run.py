@@ -28,7 +28,7 @@ birds = Manifest.read_csv(folder / "train.csv")
 
 def build(backbone: str) -> Classifier:
     model = LowResClassifier(backbone, len(birds.classes), image_size=32)
-    transform = BatchTransform(32, mean=model.mean, std=model.std, scale=(0.6, 1.0))
+    transform = BatchTransform(32, model=model, scale=(0.6, 1.0))
     optimizer = partial(torch.optim.AdamW, lr=3e-3)
     return Classifier(model, CrossEntropyLoss(), transform=transform, optimizer=optimizer)
 

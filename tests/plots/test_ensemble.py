@@ -14,11 +14,11 @@ ROWS = (
 
 def summary() -> Summary:
     return Summary(
-        metric="macro_f1", differ=(), rows=ROWS, members=("resnet18, seed 0", "vit, seed 0"),
-        views=(("plain",), ("plain",)), weights=np.array([0.75, 0.25]), gain=None, tied=0,
-        temperature=1.0,
+        metric="macro_f1", differ=(), rows=ROWS, blend=ROWS[-1],
+        members=("resnet18, seed 0", "vit, seed 0"), views=(("plain",), ("plain",)),
+        weights=np.array([0.75, 0.25]), gain=None, tied=0, temperature=1.0,
         calibration=Calibration(0.5, 0.5, 0.04, 0.04), bias=None, classes=("Finch", "Tit"),
-        test_ids=(), test_probabilities=None, test_predictions=None,
+        test_ids=(), test_probabilities=None, test_predictions=None, untested=(),
     )  # fmt: skip
 
 
