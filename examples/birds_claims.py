@@ -51,8 +51,10 @@ class Settings(birds_multiresolution.Settings):
         self.check_backbones(1)
         if self.pseudo_labels:
             raise ValueError("--pseudo-labels are for birds_multiresolution.py")
-        if "span" in (self.rows if self.table else [self.variant]) and self.sr_weights is None:
-            raise ValueError("the row `span` takes --sr-weights FILE, for spandrel to read")
+        for name in self.rows if self.table else (self.variant,):
+            enlarged = ROWS[name].get("resolution", self.resolution) == "enlarged"
+            if enlarged and name != "srcnn" and self.sr_weights is None:
+                raise ValueError(f"the row `{name}` takes --sr-weights FILE, for spandrel to read")
 
 
 QUICK = birds_multiresolution.QUICK | {"sr_steps": 20}
@@ -71,7 +73,7 @@ def fit_srcnn(settings: Settings, manifest: Manifest, rows: np.ndarray) -> Path:
 def claim(settings: Settings, name: str, manifest: Manifest) -> tuple[list[float], list[float]]:
     """Train a row; return the held-out accuracy by seed, plain and with views."""
     out, scores = settings.out / name, ([], [])
-    settings = dataclasses.replace(settings, **ROWS[name])
+    settings = dataclasses.replace(settings, variant=name, table=False, **ROWS[name])
     folds = StratifiedFolds(settings.folds).assign(manifest, share=1 / settings.folds)
     if settings.resolution == "enlarged":
         trained_on = np.flatnonzero(folds == -1)

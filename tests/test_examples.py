@@ -107,6 +107,11 @@ def test_birds_beit_names_the_fault_in_the_users_files(
     [
         ("claims", ["--variant", "span"], "the row `span` takes --sr-weights FILE"),
         ("claims", ["--table", "--rows", "none", "span"], "the row `span` takes --sr-weights FILE"),
+        (
+            "claims",
+            ["--resolution", "enlarged", "--variant", "none"],
+            "the row `none` takes --sr-w",
+        ),
         ("claims", ["--pseudo-labels", "runs"], "--pseudo-labels are for birds_multiresolution.py"),
         ("multiresolution", ["--resolution", "enlarged"], "enlarged takes --sr-weights FILE"),
         (
