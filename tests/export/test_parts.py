@@ -89,7 +89,7 @@ PARTS: list[nn.Module] = [
 # Of no consequence for what a trained part answers, or refused when a file is written.
 LEFT_OUT = {
     LowResClassifier: {"pretrained", "checkpoint_path"},
-    augment.BatchTransform: {"augment"},  # in training mode only
+    augment.BatchTransform: {"augment", "model"},  # in training mode only; as mean and std
     resizer.LearnableResizer: {"zero_init"},  # initial weights
     resizer.MullerResizer: {"weights"},
     nn.ReLU: {"inplace"},
