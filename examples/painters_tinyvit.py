@@ -163,7 +163,7 @@ def topped_up(settings: Settings, known: Manifest, rows: np.ndarray) -> Manifest
 def train(settings: Settings, name: str, known: Manifest, folds: np.ndarray, test: Manifest) -> Any:
     """Train a row with every seed."""
     row = ROWS[name]
-    size = row.size if settings.shrink == 1 else round(row.size * settings.shrink / 32) * 32
+    size = max(32, round(row.size * settings.shrink / 32) * 32) if settings.shrink < 1 else row.size
     if row.style:
         known = topped_up(settings, known, np.flatnonzero(folds != 0))
         folds = np.pad(folds, (0, len(known) - len(folds)), constant_values=-1)

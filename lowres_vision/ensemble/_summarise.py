@@ -145,10 +145,10 @@ def summarise(
         predicted = voted.numpy().argmax(axis=1)
 
     views_chosen = views == "selected" and any(len(group.views) > 1 for group in groups)
-    row, name = _RowMaker(metric, truth, fold_of, seed, views_chosen), f"{weights} weights"
+    maker, name = _RowMaker(metric, truth, fold_of, seed, views_chosen), f"{weights} weights"
     rows = (
-        *row.of_members(groups, members, nested, chosen_weights),
-        *row.of_blends(members, nested, blend, nested_blend, name=name),
+        *maker.of_members(groups, members, nested, chosen_weights),
+        *maker.of_blends(members, nested, blend, nested_blend, name=name),
     )
     return Summary(
         metric=metric,
